@@ -1,0 +1,67 @@
+//! The names and numbers that Warren's programs agree on.
+
+/// Name of the WireGuard interface.
+pub const INTERFACE: &str = "warren0";
+/// Default UDP port of the tunnel. Not 51820, which other WireGuard users and filters often hold.
+pub const DEFAULT_PORT: u16 = 51871;
+/// Routing table that sends the mesh's node addresses into the tunnel, for pods only.
+pub const NODE_TABLE: u32 = 51871;
+/// The kernel's main routing table (`RT_TABLE_MAIN`, linux/rtnetlink.h).
+pub const MAIN_TABLE: u32 = 254;
+/// Priority of the `from <own podCIDR> lookup 51871` rules; before the main table's 32766.
+pub const RULE_PRIORITY: u32 = 5187;
+/// Route protocol number of what the agent installs; unassigned in iproute2's `rt_protos`.
+pub const PROTOCOL_AGENT: u8 = 151;
+/// Route protocol number of the pod routes that the CNI plugin installs.
+pub const PROTOCOL_CNI: u8 = 152;
+/// Metric of tunnel routes: IPv6's default, written out so that both families look alike.
+pub const TUNNEL_METRIC: u32 = 1024;
+/// Metric of the `unreachable` routes: any other route of the same prefix wins.
+pub const UNREACHABLE_METRIC: u32 = 0xffff_fff0;
+/// Name of the nftables table (family `inet`).
+pub const NFT_TABLE: &str = "warren";
+/// How the host side of every pod's veth starts.
+pub const VETH_PREFIX: &str = "wrn";
+/// The pods' IPv4 default gateway; answered for by a permanent neighbour entry.
+pub const GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);
+/// The pods' IPv6 default gateway.
+pub const GATEWAY_V6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Directory of the WireGuard UAPI sockets (wireguard.com/xplatform).
+pub const UAPI_DIR: &str = "/var/run/wireguard";
+/// Directory of Warren's own sockets.
+pub const RUN_DIR: &str = "/run/warren";
+/// Directory of Warren's state.
+pub const STATE_DIR: &str = "/var/lib/warren";
+/// The agent's status socket, in the run directory: one JSON document a connection.
+pub const AGENT_SOCKET: &str = "agent.sock";
+/// The tunnel's read-only socket, in the run directory: `key=value` lines, one answer a connection.
+pub const TUNNEL_SOCKET: &str = "tunnel.sock";
+/// The node's record for the CNI plugin, in the state directory.
+pub const NODE_FILE: &str = "node.json";
+/// The agent's last full view, in the state directory.
+pub const VIEW_FILE: &str = "view.json";
+
+/// The smallest MTU that IPv6 works with (RFC 8200, section 5); the kernel drops a link's IPv6
+/// addresses below it.
+pub const MIN_MTU: u32 = 1280;
+/// Bytes that WireGuard over IPv4 adds to an inner packet: IPv4 20, UDP 8, header and tag 32.
+pub const OVERHEAD_V4: u32 = 60;
+/// Bytes that WireGuard over IPv6 adds to an inner packet: IPv6 40, UDP 8, header and tag 32.
+pub const OVERHEAD_V6: u32 = 80;
+
+/// Names of a Node's annotations.
+pub mod annotation {
+    /// The node's current WireGuard public key, base64.
+    pub const PUBLIC_KEY: &str = "warren.network/public-key";
+    /// The node's next key during a rotation, base64.
+    pub const NEXT_PUBLIC_KEY: &str = "warren.network/next-public-key";
+    /// The endpoints that the agent found: `ip:port[,ip:port]`.
+    pub const ENDPOINT: &str = "warren.network/endpoint";
+    /// The endpoints that an operator sets, instead of what the agent found.
+    pub const FORCE_ENDPOINT: &str = "warren.network/force-endpoint";
+    /// The MTU of the node's underlay in bytes.
+    pub const MTU: &str = "warren.network/mtu";
+    /// The longest accepted value of any of them, in bytes.
+    pub const MAX_LEN: usize = 1024;
+}

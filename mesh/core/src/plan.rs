@@ -1,0 +1,244 @@
+//! From the nodes to this node's network: pure, deterministic, and independent of the order of its
+//! input.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use warren_keyring::PublicKey;
+
+use crate::conflict;
+use crate::consts::{
+    DEFAULT_PORT, INTERFACE, MAIN_TABLE, NODE_TABLE, RULE_PRIORITY, TUNNEL_METRIC,
+    UNREACHABLE_METRIC,
+};
+use crate::endpoint::Endpoints;
+use crate::mtu::inner_mtu;
+use crate::node::{MeshRanges, NodeName, NodeRecord, NodeUid, NodeView};
+use crate::reject::{NodeNotice, NodeReject};
+use crate::state::{DesiredPeer, DesiredState, FilterSpec, RouteKey, RouteTarget, Rule};
+
+/// What every node of the mesh is set up with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The ranges of the mesh.
+    pub ranges: MeshRanges,
+    /// Name of the tunnel's interface.
+    pub interface: String,
+    /// Whether what leaves the mesh from a pod gets the node's address. Default: true.
+    pub masquerade: bool,
+    /// Seconds between keepalives to every peer, 0 (the default) for none.
+    pub persistent_keepalive: u16,
+    /// The tunnel's MTU in bytes if it is not to be found out.
+    pub mtu_bytes: Option<u32>,
+}
+
+impl Settings {
+    /// Settings with the defaults and these pod ranges.
+    pub fn new(cluster_cidrs: BTreeSet<IpNet>) -> Self {
+        Self {
+            ranges: MeshRanges {
+                cluster_cidrs,
+                reserved_cidrs: BTreeSet::new(),
+                default_port: DEFAULT_PORT,
+            },
+            interface: INTERFACE.into(),
+            masquerade: true,
+            persistent_keepalive: 0,
+            mtu_bytes: None,
+        }
+    }
+}
+
+/// This node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalNode {
+    /// Its name.
+    pub name: NodeName,
+    /// The uid of this life of it.
+    pub uid: NodeUid,
+    /// The key that its tunnel has.
+    pub public_key: PublicKey,
+    /// Its pod ranges.
+    pub pod_cidrs: BTreeSet<IpNet>,
+    /// Its own addresses, in order of preference.
+    pub addresses: Vec<IpAddr>,
+    /// The endpoints that it publishes.
+    pub endpoints: Endpoints,
+    /// The MTU of its underlay in bytes, where no route says otherwise.
+    pub underlay_mtu_bytes: u32,
+}
+
+/// All that a plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanInput<'a> {
+    /// What the mesh is set up with.
+    pub settings: &'a Settings,
+    /// This node.
+    pub local: &'a LocalNode,
+    /// Every node that the registry tells of; this node's own entry is ignored.
+    pub views: &'a BTreeMap<String, NodeView>,
+    /// The records that were accepted last.
+    pub incumbents: &'a BTreeMap<NodeName, NodeRecord>,
+    /// The MTU of the underlay's route to an endpoint's address, in bytes.
+    pub path_mtu: &'a BTreeMap<IpAddr, u32>,
+}
+
+/// A plan, and what it left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// This node's network.
+    pub desired: DesiredState,
+    /// The nodes that are planned with.
+    pub accepted: BTreeMap<NodeName, PlannedNode>,
+    /// The nodes that are not, by the name in the registry.
+    pub rejects: BTreeMap<String, NodeReject>,
+    /// Claims of accepted nodes that were not granted.
+    pub notices: BTreeMap<NodeName, NodeNotice>,
+}
+
+/// An accepted node, with what was chosen for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedNode {
+    /// The node.
+    pub record: NodeRecord,
+    /// The endpoint of the chosen family.
+    pub endpoint: std::net::SocketAddr,
+    /// The largest inner packet to it, in bytes.
+    pub mtu_bytes: u32,
+    /// Its addresses that the tunnel reaches.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The first usable address of a pod range: the one after the network address. `warren0` carries
+/// it, and IPAM never gives it to a pod.
+pub fn tunnel_address(pod_cidr: &IpNet) -> IpAddr {
+    match pod_cidr {
+        IpNet::V4(net) => IpAddr::V4((u32::from(net.network()).saturating_add(1)).into()),
+        IpNet::V6(net) => IpAddr::V6((u128::from(net.network()).saturating_add(1)).into()),
+    }
+}
+
+/// An address as a prefix of full length.
+pub fn host_prefix(address: IpAddr) -> IpNet {
+    IpNet::from(address)
+}
+
+/// Plans this node's network.
+pub fn plan(input: &PlanInput<'_>) -> Plan {
+    let PlanInput { settings, local, .. } = *input;
+    let mut out = Plan::default();
+    let mut records = BTreeMap::new();
+    for (name, view) in input.views {
+        if name == local.name.as_str() {
+            continue;
+        }
+        match NodeRecord::parse(view, &settings.ranges) {
+            Ok(record) => drop(records.insert(record.name.clone(), record)),
+            Err(reject) => drop(out.rejects.insert(name.clone(), reject)),
+        }
+    }
+    let verdict = conflict::resolve(local, &records, input.incumbents);
+    for (name, record) in records {
+        if let Some(reject) = verdict.rejects.get(&name) {
+            out.rejects.insert(name.as_str().into(), reject.clone());
+            continue;
+        }
+        let Some(endpoint) = local.endpoints.towards(&record.endpoints, local.name < name) else {
+            let reject = NodeReject::NoCommonFamily {
+                ours: local.endpoints.to_string(),
+                theirs: record.endpoints.to_string(),
+            };
+            out.rejects.insert(name.as_str().into(), reject);
+            continue;
+        };
+        let ours = input.path_mtu.get(&endpoint.ip()).copied().unwrap_or(local.underlay_mtu_bytes);
+        let underlay = record.mtu.map_or(ours, |theirs| ours.min(theirs));
+        let mtu_bytes = inner_mtu(underlay, endpoint.ip()).min(settings.mtu_bytes.unwrap_or(u32::MAX));
+        let denied = |a: &IpAddr| verdict.denied_addresses.contains(&(name.clone(), *a));
+        let addresses = record.addresses.iter().copied().filter(|a| !denied(a)).collect();
+        if let Some(notice) = verdict.notices.get(&name) {
+            out.notices.insert(name.clone(), notice.clone());
+        }
+        out.accepted.insert(name, PlannedNode { record, endpoint, mtu_bytes, addresses });
+    }
+    out.desired = desired(settings, local, &out.accepted);
+    out
+}
+
+fn desired(
+    settings: &Settings,
+    local: &LocalNode,
+    accepted: &BTreeMap<NodeName, PlannedNode>,
+) -> DesiredState {
+    let tunnel: BTreeSet<IpAddr> = local.pod_cidrs.iter().map(tunnel_address).collect();
+    let src = |ipv6: bool| tunnel.iter().copied().find(|a| a.is_ipv6() == ipv6);
+    let default_mtu = inner_mtu(local.underlay_mtu_bytes.max(1), IpAddr::V6([0; 16].into()));
+    let largest = accepted.values().map(|n| n.mtu_bytes).max().unwrap_or(default_mtu);
+    let mut out = DesiredState {
+        filter: filter(settings, local, src(false), src(true)),
+        mtu_bytes: settings.mtu_bytes.unwrap_or(largest),
+        addresses: tunnel.iter().copied().map(host_prefix).collect(),
+        ..DesiredState::default()
+    };
+    for range in &settings.ranges.cluster_cidrs {
+        let key = RouteKey { table: MAIN_TABLE, destination: *range, metric: UNREACHABLE_METRIC };
+        out.routes.insert(key, RouteTarget::Unreachable);
+    }
+    for cidr in &local.pod_cidrs {
+        out.rules.insert(Rule { priority: RULE_PRIORITY, from: *cidr, table: NODE_TABLE });
+    }
+    for node in accepted.values() {
+        add_node(&mut out, node, &src, settings.persistent_keepalive);
+    }
+    out
+}
+
+fn add_node(
+    out: &mut DesiredState,
+    node: &PlannedNode,
+    src: &impl Fn(bool) -> Option<IpAddr>,
+    persistent_keepalive: u16,
+) {
+    let target = |net: &IpNet| RouteTarget::Tunnel {
+        src: src(net.addr().is_ipv6()),
+        mtu_bytes: Some(node.mtu_bytes),
+    };
+    let mut allowed_ips = node.record.pod_cidrs.clone();
+    for cidr in &node.record.pod_cidrs {
+        let key = RouteKey { table: MAIN_TABLE, destination: *cidr, metric: TUNNEL_METRIC };
+        out.routes.insert(key, target(cidr));
+    }
+    for address in &node.addresses {
+        let net = host_prefix(*address);
+        allowed_ips.insert(net);
+        // Without a source of that family no pod could use the route.
+        if src(address.is_ipv6()).is_some() {
+            let key = RouteKey { table: NODE_TABLE, destination: net, metric: TUNNEL_METRIC };
+            out.routes.insert(key, target(&net));
+            let key = RouteKey { table: NODE_TABLE, destination: net, metric: UNREACHABLE_METRIC };
+            out.routes.insert(key, RouteTarget::Unreachable);
+        }
+    }
+    let peer = DesiredPeer { endpoint: node.endpoint, allowed_ips, persistent_keepalive };
+    out.peers.insert(node.record.public_key, peer);
+}
+
+fn filter(
+    settings: &Settings,
+    local: &LocalNode,
+    v4: Option<IpAddr>,
+    v6: Option<IpAddr>,
+) -> FilterSpec {
+    let mut own_allowed_ips = local.pod_cidrs.clone();
+    own_allowed_ips.extend(local.addresses.iter().copied().map(host_prefix));
+    FilterSpec {
+        interface: settings.interface.clone(),
+        pod_ranges: settings.ranges.cluster_cidrs.clone(),
+        own_allowed_ips,
+        own_pod_cidrs: local.pod_cidrs.clone(),
+        tunnel_v4: v4.and_then(|a| if let IpAddr::V4(a) = a { Some(a) } else { None }),
+        tunnel_v6: v6.and_then(|a| if let IpAddr::V6(a) = a { Some(a) } else { None }),
+        masquerade: settings.masquerade,
+    }
+}

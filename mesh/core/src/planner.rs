@@ -1,0 +1,157 @@
+//! The planner: a state machine that takes what the registry says and yields plans.
+//!
+//! ```text
+//!            Applied/Deleted (kept)             Applied/Deleted
+//!             +-------+                          +-------+
+//!             v       |                          v       |
+//!   start -> [ not synced ] ------- Synced ---> [ synced ]
+//!    from     plans from the                     plans from the
+//!    files    last full view,                    registry's view,
+//!             removals held                      removals allowed
+//! ```
+//!
+//! A registry that goes away says nothing, and so nothing changes: the last good view holds.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::diff::Removals;
+use crate::files::SavedView;
+use crate::node::{NodeName, NodeRecord, NodeUid, NodeView};
+use crate::plan::{LocalNode, Plan, PlanInput, Settings, plan};
+
+/// What a registry tells of nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistryEvent {
+    /// The whole view: every node that there is.
+    Synced(Vec<NodeView>),
+    /// One node is new or has changed.
+    Applied(NodeView),
+    /// One node is gone. A uid that is not the one known belongs to an earlier life of the node,
+    /// and is ignored.
+    Deleted {
+        /// The node's name.
+        name: String,
+        /// The uid of the life that ended.
+        uid: NodeUid,
+    },
+}
+
+/// Holds the view of the mesh and plans from it.
+#[derive(Debug)]
+pub struct Planner {
+    settings: Settings,
+    local: LocalNode,
+    views: BTreeMap<String, NodeView>,
+    incumbents: BTreeMap<NodeName, NodeRecord>,
+    path_mtu: BTreeMap<IpAddr, u32>,
+    synced: bool,
+    dirty: bool,
+}
+
+impl Planner {
+    /// A planner that starts from what was saved last, or from nothing.
+    pub fn new(settings: Settings, local: LocalNode, saved: SavedView) -> Self {
+        let SavedView { views, incumbents, .. } = saved;
+        Self {
+            settings,
+            local,
+            views: views.into_iter().map(|v| (v.name.clone(), v)).collect(),
+            incumbents: incumbents.into_iter().map(|r| (r.name.clone(), r)).collect(),
+            path_mtu: BTreeMap::new(),
+            synced: false,
+            dirty: true,
+        }
+    }
+
+    /// Takes in what the registry said.
+    pub fn handle_event(&mut self, event: RegistryEvent) {
+        match event {
+            RegistryEvent::Synced(views) => {
+                let views = views.into_iter().map(|v| (v.name.clone(), v)).collect();
+                self.dirty |= !self.synced || self.views != views;
+                self.views = views;
+                self.synced = true;
+            }
+            RegistryEvent::Applied(view) => {
+                let old = self.views.insert(view.name.clone(), view.clone());
+                self.dirty |= old != Some(view);
+            }
+            RegistryEvent::Deleted { name, uid } => {
+                if self.views.get(&name).is_some_and(|v| v.uid == uid) {
+                    self.views.remove(&name);
+                    self.dirty = true;
+                }
+            }
+        }
+    }
+
+    /// Takes in how this node is now.
+    pub fn handle_local(&mut self, local: LocalNode) {
+        self.dirty |= self.local != local;
+        self.local = local;
+    }
+
+    /// Takes in the MTU in bytes of the underlay's routes to the peers' addresses.
+    pub fn handle_path_mtu(&mut self, path_mtu: BTreeMap<IpAddr, u32>) {
+        self.dirty |= self.path_mtu != path_mtu;
+        self.path_mtu = path_mtu;
+    }
+
+    /// The plan for what is known now. Records that it accepts are the incumbents from here on;
+    /// those of nodes that left are forgotten.
+    pub fn poll_plan(&mut self) -> Plan {
+        let plan = plan(&PlanInput {
+            settings: &self.settings,
+            local: &self.local,
+            views: &self.views,
+            incumbents: &self.incumbents,
+            path_mtu: &self.path_mtu,
+        });
+        // An incumbent whose record is refused for the moment keeps its claims while the same life
+        // of it is in the registry: a slip in an annotation must not open its ranges to others.
+        let views = &self.views;
+        let present =
+            |r: &NodeRecord| views.get(r.name.as_str()).is_some_and(|view| view.uid == r.uid);
+        self.incumbents.retain(|_, record| present(record));
+        for (name, node) in &plan.accepted {
+            self.incumbents.insert(name.clone(), node.record.clone());
+        }
+        self.dirty = false;
+        plan
+    }
+
+    /// Whether something changed since the last plan.
+    pub fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// Whether the registry has told the whole view since the start.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Whether a plan of this planner may take things away.
+    pub fn removals(&self) -> Removals {
+        if self.synced { Removals::Allowed } else { Removals::Held }
+    }
+
+    /// This node, as the planner has it.
+    pub fn local(&self) -> &LocalNode {
+        &self.local
+    }
+
+    /// What the mesh is set up with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What to save, so that a restart without a registry plans the same.
+    pub fn saved_view(&self) -> SavedView {
+        SavedView {
+            views: self.views.values().cloned().collect(),
+            incumbents: self.incumbents.values().cloned().collect(),
+            ..SavedView::default()
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The agent's status: what its socket answers, and what `warren status` and `warren show` read.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use warren_keyring::PublicKey;
+
+/// One document on the agent's socket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Version of the agent.
+    pub version: String,
+    /// This node's name.
+    pub node: String,
+    /// This node's key; absent until the tunnel has answered once.
+    pub public_key: Option<PublicKey>,
+    /// Name of the tunnel's interface.
+    pub interface: String,
+    /// The endpoints that this node publishes.
+    pub endpoints: Vec<SocketAddr>,
+    /// This node's pod ranges.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Whether no pod's packet can leave in clear: filter and unreachable routes are in place.
+    pub protected: bool,
+    /// Whether the tunnel answers.
+    pub tunnel: Health,
+    /// Whether the registry tells of nodes.
+    pub registry: Health,
+    /// Whether the whole view was received since the agent's start.
+    pub synced: bool,
+    /// What the last reconcile could not do, and what else needs attention.
+    pub problems: Vec<String>,
+    /// The nodes that are planned with.
+    pub peers: Vec<PeerStatus>,
+    /// The nodes that are refused: name and why.
+    pub rejected: Vec<RejectStatus>,
+    /// Packets that the filter dropped, by rule.
+    #[serde(default)]
+    pub filter_drops: BTreeMap<String, u64>,
+}
+
+/// Whether something works, and if not, why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Whether it works.
+    pub ok: bool,
+    /// What it is, or what is wrong.
+    pub detail: String,
+}
+
+/// A peer as a person sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// The node's name.
+    pub node: String,
+    /// Its key.
+    pub public_key: PublicKey,
+    /// How it is.
+    pub state: PeerState,
+    /// Where the tunnel sends to now.
+    pub endpoint: Option<SocketAddr>,
+    /// The endpoint that it published.
+    pub published_endpoint: SocketAddr,
+    /// Its pod ranges.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Its own addresses that pods reach by the tunnel.
+    pub addresses: Vec<IpAddr>,
+    /// The largest inner packet to it, in bytes.
+    pub mtu_bytes: u32,
+    /// Unix time of its newest handshake in seconds, if there was one.
+    pub latest_handshake: Option<u64>,
+    /// Age of its newest handshake in seconds, when the status was made.
+    pub handshake_age_seconds: Option<u64>,
+    /// Bytes received from it.
+    pub rx_bytes: u64,
+    /// Bytes sent to it.
+    pub tx_bytes: u64,
+    /// A claim of it that was not granted.
+    pub notice: Option<String>,
+}
+
+/// How a peer is, judged by its handshake alone: no heartbeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    /// A session is up: the newest handshake is under 180 s old.
+    Up,
+    /// There was a session; nothing has been sent since it ran out.
+    Idle,
+    /// No handshake yet.
+    Connecting,
+    /// The tunnel does not have it, or does not answer.
+    Unknown,
+}
+
+impl PeerState {
+    /// Judges a peer by the age of its newest handshake.
+    pub fn of_handshake_age(age_seconds: Option<u64>) -> Self {
+        /// Reject-After-Time (WireGuard paper, section 6.1).
+        const REJECT_AFTER_SECONDS: u64 = 180;
+        match age_seconds {
+            Some(age) if age < REJECT_AFTER_SECONDS => Self::Up,
+            Some(_) => Self::Idle,
+            None => Self::Connecting,
+        }
+    }
+
+    /// The word for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Idle => "idle",
+            Self::Connecting => "connecting",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A node that is not planned with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectStatus {
+    /// Its name in the registry.
+    pub node: String,
+    /// A stable word for the cause.
+    pub reason: String,
+    /// The cause for people.
+    pub message: String,
+    /// Whether it is merely not ready yet.
+    pub waiting: bool,
+}
