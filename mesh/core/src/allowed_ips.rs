@@ -19,7 +19,10 @@ pub struct AllowedIps<T> {
 impl<T> AllowedIps<T> {
     /// Makes an empty table.
     pub fn new() -> Self {
-        Self { v4: PrefixMap::new(), v6: PrefixMap::new() }
+        Self {
+            v4: PrefixMap::new(),
+            v6: PrefixMap::new(),
+        }
     }
 
     /// Gives the prefix to `owner` and returns who had it before. There is no moment at which
@@ -101,7 +104,9 @@ impl<T: PartialEq> AllowedIps<T> {
 
     /// Goes through the prefixes of one owner, in the order of [`AllowedIps::iter`].
     pub fn owned_by<'a>(&'a self, owner: &'a T) -> impl Iterator<Item = IpNet> + 'a {
-        self.iter().filter(move |(_, other)| *other == owner).map(|(net, _)| net)
+        self.iter()
+            .filter(move |(_, other)| *other == owner)
+            .map(|(net, _)| net)
     }
 
     /// Takes all prefixes of one owner away and returns them, in the order of

@@ -35,8 +35,12 @@ impl SlowTable {
     }
 
     fn remove_all(&mut self, owner: u8) -> Vec<IpNet> {
-        let mut gone: Vec<IpNet> =
-            self.0.iter().filter(|(_, other)| *other == owner).map(|(net, _)| *net).collect();
+        let mut gone: Vec<IpNet> = self
+            .0
+            .iter()
+            .filter(|(_, other)| *other == owner)
+            .map(|(net, _)| *net)
+            .collect();
         gone.sort();
         self.0.retain(|(_, other)| *other != owner);
         gone
@@ -75,8 +79,12 @@ fn v4() -> impl Strategy<Value = Ipv4Addr> {
 }
 
 fn v6() -> impl Strategy<Value = Ipv6Addr> {
-    let base =
-        prop_oneof![Just(0u128), Just(u128::MAX), Just(0xfd00_u128 << 112), any::<u128>()];
+    let base = prop_oneof![
+        Just(0u128),
+        Just(u128::MAX),
+        Just(0xfd00_u128 << 112),
+        any::<u128>()
+    ];
     (base, 0u128..8, 0u32..128).prop_map(|(base, bits, shift)| (base ^ (bits << shift)).into())
 }
 
@@ -152,9 +160,14 @@ proptest! {
 
 fn check(table: &AllowedIps<u8>, oracle: &SlowTable, address: IpAddr) -> Result<(), TestCaseError> {
     let expected = oracle.longest_match(address);
-    let found = table.longest_match(address).map(|(net, owner)| (net, *owner));
+    let found = table
+        .longest_match(address)
+        .map(|(net, owner)| (net, *owner));
     prop_assert_eq!(found, expected, "longest match of {}", address);
-    prop_assert_eq!(table.lookup(address).copied(), expected.map(|(_, owner)| owner));
+    prop_assert_eq!(
+        table.lookup(address).copied(),
+        expected.map(|(_, owner)| owner)
+    );
     Ok(())
 }
 
@@ -195,8 +208,14 @@ fn host_bits_are_cleared() {
     let mut table = AllowedIps::new();
     table.insert(net("10.244.1.9/24"), 'a');
     assert_eq!(table.insert(net("10.244.1.200/24"), 'b'), Some('a'));
-    assert_eq!(table.iter().collect::<Vec<_>>(), [(net("10.244.1.0/24"), &'b')]);
-    assert_eq!(table.longest_match(addr("10.244.1.1")), Some((net("10.244.1.0/24"), &'b')));
+    assert_eq!(
+        table.iter().collect::<Vec<_>>(),
+        [(net("10.244.1.0/24"), &'b')]
+    );
+    assert_eq!(
+        table.longest_match(addr("10.244.1.1")),
+        Some((net("10.244.1.0/24"), &'b'))
+    );
     assert_eq!(table.get(&net("10.244.1.77/24")), Some(&'b'));
 }
 
