@@ -48,8 +48,10 @@ pub(crate) fn resolve(
     for record in records.values() {
         against_local(local, record, &mut verdict);
     }
-    let left: Vec<&NodeRecord> =
-        records.values().filter(|r| !verdict.rejects.contains_key(&r.name)).collect();
+    let left: Vec<&NodeRecord> = records
+        .values()
+        .filter(|r| !verdict.rejects.contains_key(&r.name))
+        .collect();
     let holds = |name: &NodeName, claim: &Claim| {
         let (Some(now), Some(before)) = (records.get(name), incumbents.get(name)) else {
             return false;
@@ -61,7 +63,11 @@ pub(crate) fn resolve(
     for clash in &clashes {
         let (a_holds, b_holds) = (holds(clash.a.0, &clash.a.1), holds(clash.b.0, &clash.b.1));
         if a_holds != b_holds {
-            let (loser, winner) = if a_holds { (&clash.b, &clash.a) } else { (&clash.a, &clash.b) };
+            let (loser, winner) = if a_holds {
+                (&clash.b, &clash.a)
+            } else {
+                (&clash.a, &clash.b)
+            };
             verdict.refuse(loser, winner);
         }
     }
@@ -82,19 +88,30 @@ impl Verdict {
     fn refuse(&mut self, loser: &(&NodeName, Claim), winner: &(&NodeName, Claim)) {
         let (name, with) = (loser.0.clone(), winner.0.clone());
         let reject = match (&loser.1, &winner.1) {
-            (Claim::Key(public_key), _) => NodeReject::DuplicateKey { public_key: *public_key, with },
-            (Claim::PodCidr(cidr), Claim::PodCidr(other)) => {
-                NodeReject::PodCidrOverlap { cidr: *cidr, other: *other, with }
-            }
-            (Claim::PodCidr(cidr), _) => {
-                NodeReject::PodCidrOverlap { cidr: *cidr, other: *cidr, with }
-            }
-            (Claim::Endpoint(endpoint), _) => {
-                NodeReject::EndpointConflict { endpoint: *endpoint, with }
-            }
+            (Claim::Key(public_key), _) => NodeReject::DuplicateKey {
+                public_key: *public_key,
+                with,
+            },
+            (Claim::PodCidr(cidr), Claim::PodCidr(other)) => NodeReject::PodCidrOverlap {
+                cidr: *cidr,
+                other: *other,
+                with,
+            },
+            (Claim::PodCidr(cidr), _) => NodeReject::PodCidrOverlap {
+                cidr: *cidr,
+                other: *cidr,
+                with,
+            },
+            (Claim::Endpoint(endpoint), _) => NodeReject::EndpointConflict {
+                endpoint: *endpoint,
+                with,
+            },
             (Claim::Address(address), _) => {
                 self.denied_addresses.insert((name.clone(), *address));
-                let notice = NodeNotice::AddressConflict { address: *address, with };
+                let notice = NodeNotice::AddressConflict {
+                    address: *address,
+                    with,
+                };
                 self.notices.entry(name).or_insert(notice);
                 return;
             }
@@ -105,10 +122,10 @@ impl Verdict {
 
 fn against_local(local: &LocalNode, record: &NodeRecord, verdict: &mut Verdict) {
     let me = (&local.name, Claim::Key(local.public_key));
-    if record.public_key == local.public_key
-        || record.next_public_key == Some(local.public_key)
-    {
-        let reject = NodeReject::OwnKey { public_key: local.public_key };
+    if record.public_key == local.public_key || record.next_public_key == Some(local.public_key) {
+        let reject = NodeReject::OwnKey {
+            public_key: local.public_key,
+        };
         verdict.rejects.insert(record.name.clone(), reject);
         return;
     }
@@ -156,7 +173,10 @@ fn find_clashes<'a>(records: &[&'a NodeRecord]) -> Vec<Clash<'a>> {
     for (claim, names) in &holders {
         for (i, a) in names.iter().enumerate() {
             for b in &names[i + 1..] {
-                out.push(Clash { a: (a, claim.clone()), b: (b, claim.clone()) });
+                out.push(Clash {
+                    a: (a, claim.clone()),
+                    b: (b, claim.clone()),
+                });
             }
         }
     }
@@ -170,7 +190,10 @@ fn find_clashes<'a>(records: &[&'a NodeRecord]) -> Vec<Clash<'a>> {
         }
         for (outer, holder) in &open {
             if *holder != name {
-                out.push(Clash { a: (holder, Claim::PodCidr(*outer)), b: (name, Claim::PodCidr(net)) });
+                out.push(Clash {
+                    a: (holder, Claim::PodCidr(*outer)),
+                    b: (name, Claim::PodCidr(net)),
+                });
             }
         }
         open.push((net, name));

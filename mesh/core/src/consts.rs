@@ -65,3 +65,47 @@ pub mod annotation {
     /// The longest accepted value of any of them, in bytes.
     pub const MAX_LEN: usize = 1024;
 }
+
+/// Comments of the rules in the nftables table: the agent writes them, `warren-cni` looks for
+/// [`REQUIRED`](rule_comment::REQUIRED) in the kernel before it makes a pod, and metrics are
+/// labelled with what follows the colon.
+pub mod rule_comment {
+    /// How every comment starts.
+    pub const PREFIX: &str = "warren:";
+    /// A packet from a pod's veth whose source does not route back to that veth.
+    pub const ANTISPOOF: &str = "warren:antispoof";
+    /// A packet from a pod with a link-local source.
+    pub const POD_LINK_LOCAL: &str = "warren:pod-link-local";
+    /// A packet from a pod to 127.0.0.0/8.
+    pub const POD_LOOPBACK: &str = "warren:pod-loopback";
+    /// A packet from the underlay with an IPv4 source of the pod ranges.
+    pub const INGRESS_SRC_V4: &str = "warren:ingress-src-v4";
+    /// A packet from the underlay with an IPv6 source of the pod ranges.
+    pub const INGRESS_SRC_V6: &str = "warren:ingress-src-v6";
+    /// A packet from the underlay to an IPv4 destination of the pod ranges.
+    pub const INGRESS_DST_V4: &str = "warren:ingress-dst-v4";
+    /// A packet from the underlay to an IPv6 destination of the pod ranges.
+    pub const INGRESS_DST_V6: &str = "warren:ingress-dst-v6";
+    /// A packet to the underlay with an IPv4 source of the pod ranges.
+    pub const EGRESS_SRC_V4: &str = "warren:egress-src-v4";
+    /// A packet to the underlay with an IPv6 source of the pod ranges.
+    pub const EGRESS_SRC_V6: &str = "warren:egress-src-v6";
+    /// A packet to the underlay with an IPv4 destination of the pod ranges.
+    pub const EGRESS_DST_V4: &str = "warren:egress-dst-v4";
+    /// A packet to the underlay with an IPv6 destination of the pod ranges.
+    pub const EGRESS_DST_V6: &str = "warren:egress-dst-v6";
+    /// The rules that drop: without any one of them a node is not protected.
+    pub const REQUIRED: [&str; 11] = [
+        ANTISPOOF,
+        POD_LINK_LOCAL,
+        POD_LOOPBACK,
+        INGRESS_SRC_V4,
+        INGRESS_SRC_V6,
+        INGRESS_DST_V4,
+        INGRESS_DST_V6,
+        EGRESS_SRC_V4,
+        EGRESS_SRC_V6,
+        EGRESS_DST_V4,
+        EGRESS_DST_V6,
+    ];
+}

@@ -36,31 +36,66 @@ pub enum Removals {
 pub fn diff(observed: &ObservedState, desired: &DesiredState, removals: Removals) -> Vec<Change> {
     let mut out = Vec::new();
     if observed.filter.as_ref() != Some(&desired.filter) {
-        out.push(Change::SetFilter { old: observed.filter.clone(), new: desired.filter.clone() });
+        out.push(Change::SetFilter {
+            old: observed.filter.clone(),
+            new: desired.filter.clone(),
+        });
     }
-    set_routes(observed, desired, &mut out, |t| *t == RouteTarget::Unreachable);
+    set_routes(observed, desired, &mut out, |t| {
+        *t == RouteTarget::Unreachable
+    });
     if let Some(link) = &observed.link {
-        let new = ObservedLink { mtu_bytes: desired.mtu_bytes, up: true };
+        let new = ObservedLink {
+            mtu_bytes: desired.mtu_bytes,
+            up: true,
+        };
         if *link != new {
-            out.push(Change::SetLink { old: link.clone(), new });
+            out.push(Change::SetLink {
+                old: link.clone(),
+                new,
+            });
         }
-        out.extend(desired.addresses.difference(&observed.addresses).copied().map(Change::AddAddress));
+        out.extend(
+            desired
+                .addresses
+                .difference(&observed.addresses)
+                .copied()
+                .map(Change::AddAddress),
+        );
     }
     if removals == Removals::Allowed {
-        remove_routes(observed, desired, &mut out, |t| *t != RouteTarget::Unreachable);
+        remove_routes(observed, desired, &mut out, |t| {
+            *t != RouteTarget::Unreachable
+        });
     }
     if let Some(peers) = &observed.peers {
         diff_peers(peers, &desired.peers, removals, &mut out);
     }
     if observed.link.is_some() {
-        set_routes(observed, desired, &mut out, |t| *t != RouteTarget::Unreachable);
+        set_routes(observed, desired, &mut out, |t| {
+            *t != RouteTarget::Unreachable
+        });
     }
-    out.extend(desired.rules.difference(&observed.rules).cloned().map(Change::AddRule));
+    out.extend(
+        desired
+            .rules
+            .difference(&observed.rules)
+            .cloned()
+            .map(Change::AddRule),
+    );
     if removals == Removals::Allowed {
-        out.extend(observed.rules.difference(&desired.rules).cloned().map(Change::RemoveRule));
+        out.extend(
+            observed
+                .rules
+                .difference(&desired.rules)
+                .cloned()
+                .map(Change::RemoveRule),
+        );
         let stale = observed.addresses.difference(&desired.addresses).copied();
         out.extend(stale.map(Change::RemoveAddress));
-        remove_routes(observed, desired, &mut out, |t| *t == RouteTarget::Unreachable);
+        remove_routes(observed, desired, &mut out, |t| {
+            *t == RouteTarget::Unreachable
+        });
     }
     out
 }
@@ -74,7 +109,11 @@ fn set_routes(
     for (key, new) in desired.routes.iter().filter(|(_, t)| wanted(t)) {
         let old = observed.routes.get(key);
         if old != Some(new) {
-            out.push(Change::SetRoute { key: key.clone(), old: old.cloned(), new: new.clone() });
+            out.push(Change::SetRoute {
+                key: key.clone(),
+                old: old.cloned(),
+                new: new.clone(),
+            });
         }
     }
 }
@@ -87,7 +126,10 @@ fn remove_routes(
 ) {
     for (key, old) in observed.routes.iter().filter(|(_, t)| wanted(t)) {
         if !desired.routes.contains_key(key) {
-            out.push(Change::RemoveRoute { key: key.clone(), old: old.clone() });
+            out.push(Change::RemoveRoute {
+                key: key.clone(),
+                old: old.clone(),
+            });
         }
     }
 }
@@ -100,11 +142,16 @@ fn diff_peers(
 ) {
     // A prefix that another peer gains leaves its old one in that same step; removing it there too
     // would be a second step that could take it from the new owner.
-    let moving: BTreeSet<IpNet> =
-        desired.values().flat_map(|peer| peer.allowed_ips.iter().copied()).collect();
+    let moving: BTreeSet<IpNet> = desired
+        .values()
+        .flat_map(|peer| peer.allowed_ips.iter().copied())
+        .collect();
     for (public_key, new) in desired {
         let Some(old) = observed.get(public_key) else {
-            out.push(Change::AddPeer { public_key: *public_key, new: new.clone() });
+            out.push(Change::AddPeer {
+                public_key: *public_key,
+                new: new.clone(),
+            });
             continue;
         };
         let stale = old.allowed_ips.difference(&new.allowed_ips).copied();
@@ -113,19 +160,30 @@ fn diff_peers(
         let delta = PeerDelta {
             endpoint: endpoint_changed.then_some(new.endpoint),
             persistent_keepalive: keepalive_changed.then_some(new.persistent_keepalive),
-            add_allowed_ips: new.allowed_ips.difference(&old.allowed_ips).copied().collect(),
+            add_allowed_ips: new
+                .allowed_ips
+                .difference(&old.allowed_ips)
+                .copied()
+                .collect(),
             remove_allowed_ips: match removals {
                 Removals::Allowed => stale.filter(|net| !moving.contains(net)).collect(),
                 Removals::Held => BTreeSet::new(),
             },
         };
         if !delta.is_empty() {
-            out.push(Change::UpdatePeer { public_key: *public_key, old: old.clone(), delta });
+            out.push(Change::UpdatePeer {
+                public_key: *public_key,
+                old: old.clone(),
+                delta,
+            });
         }
     }
     if removals == Removals::Allowed {
         for (public_key, old) in observed.iter().filter(|(k, _)| !desired.contains_key(*k)) {
-            out.push(Change::RemovePeer { public_key: *public_key, old: old.clone() });
+            out.push(Change::RemovePeer {
+                public_key: *public_key,
+                old: old.clone(),
+            });
         }
     }
 }

@@ -81,8 +81,16 @@ impl Endpoints {
     /// The order is that of the node whose name sorts first (`self_first`), so that both ends of a
     /// pair choose the same family.
     pub fn towards(&self, remote: &Self, self_first: bool) -> Option<SocketAddr> {
-        let (order, other) = if self_first { (self, remote) } else { (remote, self) };
-        let family = order.0.iter().find(|e| other.of_family(e.is_ipv6()).is_some())?.is_ipv6();
+        let (order, other) = if self_first {
+            (self, remote)
+        } else {
+            (remote, self)
+        };
+        let family = order
+            .0
+            .iter()
+            .find(|e| other.of_family(e.is_ipv6()).is_some())?
+            .is_ipv6();
         remote.of_family(family)
     }
 }
@@ -93,15 +101,17 @@ impl FromStr for Endpoints {
     fn from_str(text: &str) -> Result<Self, EndpointError> {
         let mut out = Self::default();
         for part in text.split(',') {
-            let endpoint: SocketAddr = part
-                .trim()
-                .parse()
-                .map_err(|_| EndpointError::Syntax { text: crate::reject::shorten(part) })?;
+            let endpoint: SocketAddr = part.trim().parse().map_err(|_| EndpointError::Syntax {
+                text: crate::reject::shorten(part),
+            })?;
             if endpoint.port() == 0 {
                 return Err(EndpointError::ZeroPort { endpoint });
             }
             if let Some(why) = unusable(endpoint.ip()) {
-                return Err(EndpointError::Unusable { address: endpoint.ip(), why });
+                return Err(EndpointError::Unusable {
+                    address: endpoint.ip(),
+                    why,
+                });
             }
             if out.of_family(endpoint.is_ipv6()).is_some() {
                 let family = if endpoint.is_ipv6() { "IPv6" } else { "IPv4" };
@@ -125,7 +135,11 @@ impl fmt::Display for Endpoints {
 impl TryFrom<String> for Endpoints {
     type Error = EndpointError;
     fn try_from(text: String) -> Result<Self, EndpointError> {
-        if text.is_empty() { Ok(Self::default()) } else { text.parse() }
+        if text.is_empty() {
+            Ok(Self::default())
+        } else {
+            text.parse()
+        }
     }
 }
 

@@ -13,9 +13,16 @@ pub const DEFAULT_UNDERLAY_MTU: u32 = 1500;
 /// `underlay_mtu_bytes`, never under 1280: below that IPv6 does not work at all, and the outer
 /// packet is fragmented instead.
 pub fn inner_mtu(underlay_mtu_bytes: u32, endpoint: IpAddr) -> u32 {
-    let overhead = if endpoint.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
+    let overhead = if endpoint.is_ipv4() {
+        OVERHEAD_V4
+    } else {
+        OVERHEAD_V6
+    };
     // Loopback's 65,536 is not a size that an IP packet can have.
-    underlay_mtu_bytes.min(MAX_MTU).saturating_sub(overhead).max(MIN_MTU)
+    underlay_mtu_bytes
+        .min(MAX_MTU)
+        .saturating_sub(overhead)
+        .max(MIN_MTU)
 }
 
 #[cfg(test)]

@@ -35,13 +35,18 @@ impl NodeName {
     pub fn new(name: impl Into<String>) -> Result<Self, NodeReject> {
         let name = name.into();
         let label_ok = |label: &str| {
-            let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+            let edge =
+                |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
             edge(label.chars().next())
                 && edge(label.chars().next_back())
-                && label.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+                && label
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
         };
         if name.len() > MAX_NAME_LEN || !name.split('.').all(label_ok) {
-            return Err(NodeReject::BadName { name: crate::reject::shorten(&name) });
+            return Err(NodeReject::BadName {
+                name: crate::reject::shorten(&name),
+            });
         }
         Ok(Self(name))
     }
@@ -136,13 +141,16 @@ impl NodeRecord {
     pub fn parse(view: &NodeView, ranges: &MeshRanges) -> Result<Self, NodeReject> {
         let name = NodeName::new(view.name.as_str())?;
         if view.uid.0.len() > MAX_UID_LEN {
-            return Err(NodeReject::BadUid { len: view.uid.0.len() });
+            return Err(NodeReject::BadUid {
+                len: view.uid.0.len(),
+            });
         }
         let text = |key: &'static str| -> Result<Option<&str>, NodeReject> {
             match view.annotations.get(key) {
-                Some(v) if v.len() > annotation::MAX_LEN => {
-                    Err(NodeReject::AnnotationTooLong { key: key.into(), len: v.len() })
-                }
+                Some(v) if v.len() > annotation::MAX_LEN => Err(NodeReject::AnnotationTooLong {
+                    key: key.into(),
+                    len: v.len(),
+                }),
                 other => Ok(other.map(String::as_str)),
             }
         };
@@ -169,7 +177,9 @@ impl NodeRecord {
         let mtu = text(annotation::MTU)?
             .map(|v| match v.parse::<u32>() {
                 Ok(mtu @ 576..=65535) => Ok(mtu),
-                _ => Err(NodeReject::BadMtu { value: crate::reject::shorten(v) }),
+                _ => Err(NodeReject::BadMtu {
+                    value: crate::reject::shorten(v),
+                }),
             })
             .transpose()?;
         Ok(Self {
@@ -191,7 +201,10 @@ impl NodeRecord {
 /// [`NodeReject::BadPodCidr`] for text that is no prefix, host bits, IPv4-mapped prefixes, and
 /// prefixes too long to hold a tunnel address and a pod.
 pub fn parse_pod_cidr(text: &str) -> Result<IpNet, NodeReject> {
-    let bad = |why| NodeReject::BadPodCidr { cidr: crate::reject::shorten(text), why };
+    let bad = |why| NodeReject::BadPodCidr {
+        cidr: crate::reject::shorten(text),
+        why,
+    };
     let net: IpNet = text.parse().map_err(|_| bad("not an address prefix"))?;
     if net != net.trunc() {
         return Err(bad("has host bits set"));
@@ -215,7 +228,10 @@ fn parse_pod_cidrs(texts: &[String], ranges: &MeshRanges) -> Result<BTreeSet<IpN
         return Err(NodeReject::NoPodCidr);
     }
     if texts.len() > MAX_POD_CIDRS {
-        return Err(NodeReject::TooManyPodCidrs { count: texts.len(), max: MAX_POD_CIDRS });
+        return Err(NodeReject::TooManyPodCidrs {
+            count: texts.len(),
+            max: MAX_POD_CIDRS,
+        });
     }
     let mut out: BTreeSet<IpNet> = BTreeSet::new();
     for text in texts {
@@ -224,7 +240,10 @@ fn parse_pod_cidrs(texts: &[String], ranges: &MeshRanges) -> Result<BTreeSet<IpN
             return Err(NodeReject::ForeignPodCidr { cidr: net });
         }
         if let Some(other) = ranges.reserved_cidrs.iter().find(|r| overlap(r, &net)) {
-            return Err(NodeReject::ReservedPodCidr { cidr: net, reserved: *other });
+            return Err(NodeReject::ReservedPodCidr {
+                cidr: net,
+                reserved: *other,
+            });
         }
         if out.iter().any(|o| overlap(o, &net)) {
             return Err(NodeReject::BadPodCidr {
@@ -244,11 +263,17 @@ pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
 
 fn parse_addresses(texts: &[String], ranges: &MeshRanges) -> Result<Vec<IpAddr>, NodeReject> {
     if texts.len() > MAX_ADDRESSES {
-        return Err(NodeReject::TooManyAddresses { count: texts.len(), max: MAX_ADDRESSES });
+        return Err(NodeReject::TooManyAddresses {
+            count: texts.len(),
+            max: MAX_ADDRESSES,
+        });
     }
     let mut out = Vec::with_capacity(texts.len());
     for text in texts {
-        let bad = |why| NodeReject::BadAddress { address: crate::reject::shorten(text), why };
+        let bad = |why| NodeReject::BadAddress {
+            address: crate::reject::shorten(text),
+            why,
+        };
         let address: IpAddr = text.parse().map_err(|_| bad("not an IP address"))?;
         if let Some(why) = crate::endpoint::unusable(address) {
             return Err(bad(why));
@@ -278,14 +303,26 @@ fn parse_endpoints(
         (None, Some(v)) => (annotation::ENDPOINT, v.parse::<Endpoints>()),
         (None, None) => {
             let endpoints = Endpoints::from_addresses(addresses, ranges.default_port);
-            return if endpoints.is_empty() { Err(NodeReject::NoEndpoint) } else { Ok(endpoints) };
+            return if endpoints.is_empty() {
+                Err(NodeReject::NoEndpoint)
+            } else {
+                Ok(endpoints)
+            };
         }
     };
-    let bad = |cause: EndpointError| NodeReject::BadEndpoint { key: key.into(), cause: cause.to_string() };
+    let bad = |cause: EndpointError| NodeReject::BadEndpoint {
+        key: key.into(),
+        cause: cause.to_string(),
+    };
     let endpoints = parsed.map_err(bad)?;
     // A tunnel packet that is itself routed into the tunnel never leaves the node.
-    if let Some(inside) = endpoints.iter().find(|e| ranges.cluster_cidrs.iter().any(|c| c.contains(&e.ip()))) {
-        return Err(bad(EndpointError::InPodRange { address: inside.ip() }));
+    if let Some(inside) = endpoints
+        .iter()
+        .find(|e| ranges.cluster_cidrs.iter().any(|c| c.contains(&e.ip())))
+    {
+        return Err(bad(EndpointError::InPodRange {
+            address: inside.ip(),
+        }));
     }
     Ok(endpoints)
 }

@@ -126,7 +126,9 @@ pub fn host_prefix(address: IpAddr) -> IpNet {
 
 /// Plans this node's network.
 pub fn plan(input: &PlanInput<'_>) -> Plan {
-    let PlanInput { settings, local, .. } = *input;
+    let PlanInput {
+        settings, local, ..
+    } = *input;
     let mut out = Plan::default();
     let mut records = BTreeMap::new();
     for (name, view) in input.views {
@@ -138,13 +140,28 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
             Err(reject) => drop(out.rejects.insert(name.clone(), reject)),
         }
     }
-    let verdict = conflict::resolve(local, &records, input.incumbents);
+    // An incumbent whose record is refused for the moment keeps its claims while this life of it is
+    // in the registry: a slip in an annotation must not open its ranges to others.
+    let mut claimants = records.clone();
+    for (name, incumbent) in input.incumbents {
+        let present = input
+            .views
+            .get(name.as_str())
+            .is_some_and(|v| v.uid == incumbent.uid);
+        if present && !records.contains_key(name) {
+            claimants.insert(name.clone(), incumbent.clone());
+        }
+    }
+    let verdict = conflict::resolve(local, &claimants, input.incumbents);
     for (name, record) in records {
         if let Some(reject) = verdict.rejects.get(&name) {
             out.rejects.insert(name.as_str().into(), reject.clone());
             continue;
         }
-        let Some(endpoint) = local.endpoints.towards(&record.endpoints, local.name < name) else {
+        let Some(endpoint) = local
+            .endpoints
+            .towards(&record.endpoints, local.name < name)
+        else {
             let reject = NodeReject::NoCommonFamily {
                 ours: local.endpoints.to_string(),
                 theirs: record.endpoints.to_string(),
@@ -152,15 +169,33 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
             out.rejects.insert(name.as_str().into(), reject);
             continue;
         };
-        let ours = input.path_mtu.get(&endpoint.ip()).copied().unwrap_or(local.underlay_mtu_bytes);
+        let ours = input
+            .path_mtu
+            .get(&endpoint.ip())
+            .copied()
+            .unwrap_or(local.underlay_mtu_bytes);
         let underlay = record.mtu.map_or(ours, |theirs| ours.min(theirs));
-        let mtu_bytes = inner_mtu(underlay, endpoint.ip()).min(settings.mtu_bytes.unwrap_or(u32::MAX));
+        let mtu_bytes =
+            inner_mtu(underlay, endpoint.ip()).min(settings.mtu_bytes.unwrap_or(u32::MAX));
         let denied = |a: &IpAddr| verdict.denied_addresses.contains(&(name.clone(), *a));
-        let addresses = record.addresses.iter().copied().filter(|a| !denied(a)).collect();
+        let addresses = record
+            .addresses
+            .iter()
+            .copied()
+            .filter(|a| !denied(a))
+            .collect();
         if let Some(notice) = verdict.notices.get(&name) {
             out.notices.insert(name.clone(), notice.clone());
         }
-        out.accepted.insert(name, PlannedNode { record, endpoint, mtu_bytes, addresses });
+        out.accepted.insert(
+            name,
+            PlannedNode {
+                record,
+                endpoint,
+                mtu_bytes,
+                addresses,
+            },
+        );
     }
     out.desired = desired(settings, local, &out.accepted);
     out
@@ -174,7 +209,11 @@ fn desired(
     let tunnel: BTreeSet<IpAddr> = local.pod_cidrs.iter().map(tunnel_address).collect();
     let src = |ipv6: bool| tunnel.iter().copied().find(|a| a.is_ipv6() == ipv6);
     let default_mtu = inner_mtu(local.underlay_mtu_bytes.max(1), IpAddr::V6([0; 16].into()));
-    let largest = accepted.values().map(|n| n.mtu_bytes).max().unwrap_or(default_mtu);
+    let largest = accepted
+        .values()
+        .map(|n| n.mtu_bytes)
+        .max()
+        .unwrap_or(default_mtu);
     let mut out = DesiredState {
         filter: filter(settings, local, src(false), src(true)),
         mtu_bytes: settings.mtu_bytes.unwrap_or(largest),
@@ -182,11 +221,19 @@ fn desired(
         ..DesiredState::default()
     };
     for range in &settings.ranges.cluster_cidrs {
-        let key = RouteKey { table: MAIN_TABLE, destination: *range, metric: UNREACHABLE_METRIC };
+        let key = RouteKey {
+            table: MAIN_TABLE,
+            destination: *range,
+            metric: UNREACHABLE_METRIC,
+        };
         out.routes.insert(key, RouteTarget::Unreachable);
     }
     for cidr in &local.pod_cidrs {
-        out.rules.insert(Rule { priority: RULE_PRIORITY, from: *cidr, table: NODE_TABLE });
+        out.rules.insert(Rule {
+            priority: RULE_PRIORITY,
+            from: *cidr,
+            table: NODE_TABLE,
+        });
     }
     for node in accepted.values() {
         add_node(&mut out, node, &src, settings.persistent_keepalive);
@@ -206,7 +253,11 @@ fn add_node(
     };
     let mut allowed_ips = node.record.pod_cidrs.clone();
     for cidr in &node.record.pod_cidrs {
-        let key = RouteKey { table: MAIN_TABLE, destination: *cidr, metric: TUNNEL_METRIC };
+        let key = RouteKey {
+            table: MAIN_TABLE,
+            destination: *cidr,
+            metric: TUNNEL_METRIC,
+        };
         out.routes.insert(key, target(cidr));
     }
     for address in &node.addresses {
@@ -214,13 +265,25 @@ fn add_node(
         allowed_ips.insert(net);
         // Without a source of that family no pod could use the route.
         if src(address.is_ipv6()).is_some() {
-            let key = RouteKey { table: NODE_TABLE, destination: net, metric: TUNNEL_METRIC };
+            let key = RouteKey {
+                table: NODE_TABLE,
+                destination: net,
+                metric: TUNNEL_METRIC,
+            };
             out.routes.insert(key, target(&net));
-            let key = RouteKey { table: NODE_TABLE, destination: net, metric: UNREACHABLE_METRIC };
+            let key = RouteKey {
+                table: NODE_TABLE,
+                destination: net,
+                metric: UNREACHABLE_METRIC,
+            };
             out.routes.insert(key, RouteTarget::Unreachable);
         }
     }
-    let peer = DesiredPeer { endpoint: node.endpoint, allowed_ips, persistent_keepalive };
+    let peer = DesiredPeer {
+        endpoint: node.endpoint,
+        allowed_ips,
+        persistent_keepalive,
+    };
     out.peers.insert(node.record.public_key, peer);
 }
 

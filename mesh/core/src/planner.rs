@@ -52,12 +52,17 @@ pub struct Planner {
 impl Planner {
     /// A planner that starts from what was saved last, or from nothing.
     pub fn new(settings: Settings, local: LocalNode, saved: SavedView) -> Self {
-        let SavedView { views, incumbents, .. } = saved;
+        let SavedView {
+            views, incumbents, ..
+        } = saved;
         Self {
             settings,
             local,
             views: views.into_iter().map(|v| (v.name.clone(), v)).collect(),
-            incumbents: incumbents.into_iter().map(|r| (r.name.clone(), r)).collect(),
+            incumbents: incumbents
+                .into_iter()
+                .map(|r| (r.name.clone(), r))
+                .collect(),
             path_mtu: BTreeMap::new(),
             synced: false,
             dirty: true,
@@ -108,11 +113,13 @@ impl Planner {
             incumbents: &self.incumbents,
             path_mtu: &self.path_mtu,
         });
-        // An incumbent whose record is refused for the moment keeps its claims while the same life
-        // of it is in the registry: a slip in an annotation must not open its ranges to others.
+        // Refused for the moment is not gone: `plan` keeps the claims of such an incumbent.
         let views = &self.views;
-        let present =
-            |r: &NodeRecord| views.get(r.name.as_str()).is_some_and(|view| view.uid == r.uid);
+        let present = |r: &NodeRecord| {
+            views
+                .get(r.name.as_str())
+                .is_some_and(|view| view.uid == r.uid)
+        };
         self.incumbents.retain(|_, record| present(record));
         for (name, node) in &plan.accepted {
             self.incumbents.insert(name.clone(), node.record.clone());
@@ -133,7 +140,11 @@ impl Planner {
 
     /// Whether a plan of this planner may take things away.
     pub fn removals(&self) -> Removals {
-        if self.synced { Removals::Allowed } else { Removals::Held }
+        if self.synced {
+            Removals::Allowed
+        } else {
+            Removals::Held
+        }
     }
 
     /// This node, as the planner has it.

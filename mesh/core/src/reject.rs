@@ -53,7 +53,10 @@ pub enum NodeReject {
         cause: String,
     },
     /// Neither an endpoint annotation nor a usable address.
-    #[error("no endpoint: neither {} nor a node address is set", annotation::ENDPOINT)]
+    #[error(
+        "no endpoint: neither {} nor a node address is set",
+        annotation::ENDPOINT
+    )]
     NoEndpoint,
     /// The node shares no outer family with this one.
     #[error("no common outer family: this node has {ours}, that node {theirs}")]
@@ -64,7 +67,10 @@ pub enum NodeReject {
         theirs: String,
     },
     /// The MTU annotation is no number in range.
-    #[error("annotation {} is \"{value}\"; allowed are 576 to 65535", annotation::MTU)]
+    #[error(
+        "annotation {} is \"{value}\"; allowed are 576 to 65535",
+        annotation::MTU
+    )]
     BadMtu {
         /// Its value, shortened.
         value: String,
@@ -186,7 +192,9 @@ impl NodeReject {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NodeNotice {
     /// The address belongs to another node; pods reach it as they reach the outside.
-    #[error("node address {address} is also claimed by node {with}; pods do not reach it by the tunnel")]
+    #[error(
+        "node address {address} is also claimed by node {with}; pods do not reach it by the tunnel"
+    )]
     AddressConflict {
         /// The address.
         address: IpAddr,

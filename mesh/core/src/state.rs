@@ -243,7 +243,9 @@ impl ObservedState {
                 };
                 self.peers.get_or_insert_default().insert(*public_key, peer);
             }
-            Change::UpdatePeer { public_key, delta, .. } => self.update_peer(public_key, delta),
+            Change::UpdatePeer {
+                public_key, delta, ..
+            } => self.update_peer(public_key, delta),
             Change::RemovePeer { public_key, .. } => {
                 drop(self.peers.get_or_insert_default().remove(public_key));
             }
@@ -252,7 +254,9 @@ impl ObservedState {
 
     fn update_peer(&mut self, public_key: &PublicKey, delta: &PeerDelta) {
         self.take_prefixes(&delta.add_allowed_ips);
-        let Some(peer) = self.peers.get_or_insert_default().get_mut(public_key) else { return };
+        let Some(peer) = self.peers.get_or_insert_default().get_mut(public_key) else {
+            return;
+        };
         if let Some(endpoint) = delta.endpoint {
             peer.endpoint = Some(endpoint);
             peer.applied_endpoint = Some(endpoint);
@@ -260,8 +264,10 @@ impl ObservedState {
         if let Some(seconds) = delta.persistent_keepalive {
             peer.persistent_keepalive = seconds;
         }
-        peer.allowed_ips.extend(delta.add_allowed_ips.iter().copied());
-        peer.allowed_ips.retain(|net| !delta.remove_allowed_ips.contains(net));
+        peer.allowed_ips
+            .extend(delta.add_allowed_ips.iter().copied());
+        peer.allowed_ips
+            .retain(|net| !delta.remove_allowed_ips.contains(net));
     }
 
     /// A prefix has one owner: whoever is given it takes it from the one who had it.
