@@ -1,0 +1,43 @@
+# Warren's two commands are `make test` and `make demo`; `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+# The programs that make up Warren, as against the tests' own.
+PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
+
+.PHONY: help deps build test demo lint doc layers deny ci clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install the Debian packages that building and testing need, if any is missing
+	@tests/install-deps
+
+build: deps ## build the programs (target/release/warren*)
+	$(CARGO) build --release $(PROGRAMS)
+
+test: deps ## run all tests that this machine allows, naming each skip
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace
+
+demo: deps ## show the whole mesh on this machine; KEEP=1 leaves it up
+	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
+	target/release/warren-demo $(if $(KEEP),--keep)
+
+lint: ## formatting and clippy, warnings refused
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+doc: ## build the crates' documentation, warnings refused
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+
+layers: ## check that the pure core stays pure and dependencies run one way
+	@tests/check-layers
+
+deny: ## check licences, bans and sources of all dependencies, offline
+	@tests/check-deny
+
+ci: deps lint layers deny doc test demo ## everything that must hold before a change lands
+
+clean: ## remove what was built
+	$(CARGO) clean
