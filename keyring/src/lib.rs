@@ -19,6 +19,8 @@
 #![forbid(unsafe_code)]
 
 mod error;
+#[cfg(feature = "file")]
+pub mod file;
 mod preshared;
 mod private;
 mod public;
