@@ -4,7 +4,7 @@ use std::fmt;
 
 use subtle::{Choice, ConstantTimeEq};
 use x25519_dalek::StaticSecret;
-use zeroize::Zeroizing;
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use crate::{KEY_LEN, KeyError, PublicKey, text};
 
@@ -94,6 +94,14 @@ impl PrivateKey {
         Self(StaticSecret::from(*scalar))
     }
 }
+
+impl ZeroizeOnDrop for PrivateKey {}
+
+/// Wiping is x25519-dalek's part, under a feature of it: without that feature this fails to build.
+const _: fn() = || {
+    fn is_wiped<T: ZeroizeOnDrop>() {}
+    is_wiped::<StaticSecret>();
+};
 
 impl ConstantTimeEq for PrivateKey {
     fn ct_eq(&self, other: &Self) -> Choice {

@@ -1,5 +1,7 @@
 //! `AllowedIps` against a list that is searched from end to end.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;

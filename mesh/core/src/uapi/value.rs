@@ -10,7 +10,7 @@ use super::UapiError;
 
 /// Splits the text of a message into its lines' keys and values, up to the empty line.
 ///
-/// The text after the empty line is the caller's to refuse: see [`Lines::rest`].
+/// Text after the empty line is refused by [`Lines::end`].
 pub(super) struct Lines<'a> {
     rest: &'a str,
     number: usize,
