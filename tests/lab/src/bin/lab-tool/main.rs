@@ -1,0 +1,3 @@
+//! The helper program that tests run inside hosts and pods.
+
+fn main() {}
