@@ -1,0 +1,35 @@
+//! Typed calls to the kernel's network configuration, as far as Warren needs them.
+//!
+//! [`Netlink`] is one rtnetlink connection, bound to the network namespace it was opened in: links,
+//! addresses, routes, rules and neighbours are read and changed through it, [`EventStream`] tells
+//! when someone changed them. [`Netns`] names a namespace and runs code inside it, [`sysctl`] reads
+//! and writes `/proc/sys`, and [`protection`] reads back which of our nftables rules are loaded.
+//!
+//! What it refuses to do: it keeps no state and no cache, for the kernel is the only truth; it
+//! decides nothing; it starts no process; and it never moves the calling thread into another
+//! namespace.
+
+mod addresses;
+mod connection;
+mod error;
+mod events;
+mod links;
+mod neighbours;
+mod netns;
+pub mod protection;
+mod route_lookup;
+mod routes;
+mod rules;
+mod socket;
+pub mod sysctl;
+
+pub use addresses::Address;
+pub use connection::Netlink;
+pub use error::NetlinkError;
+pub use events::{EventStream, NetEvent};
+pub use links::{Link, VethPeer, VethSpec};
+pub use neighbours::Neighbour;
+pub use netns::Netns;
+pub use route_lookup::{RouteLookup, RouteLookupOptions};
+pub use routes::{Family, Route, RouteKind};
+pub use rules::Rule;
