@@ -33,8 +33,10 @@ impl Netlink {
     /// Opens a connection in the calling thread's network namespace.
     ///
     /// # Errors
-    /// [`NetlinkError::Socket`] when there is no descriptor left, or outside a tokio runtime whose
-    /// I/O is enabled.
+    /// [`NetlinkError::Socket`] when there is no descriptor left, or outside a tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime that was built without `enable_io`.
     pub fn open() -> Result<Self, NetlinkError> {
         let operation = "open an rtnetlink socket";
         let runtime = runtime(operation)?;
@@ -45,6 +47,9 @@ impl Netlink {
     ///
     /// # Errors
     /// As [`Netlink::open`], and those of [`Netns::run`].
+    ///
+    /// # Panics
+    /// As [`Netlink::open`].
     pub fn open_in(ns: &Netns) -> Result<Self, NetlinkError> {
         let operation = "open an rtnetlink socket in another network namespace";
         let runtime = runtime(operation)?;

@@ -44,8 +44,10 @@ impl Netlink {
     /// Watches the calling thread's network namespace.
     ///
     /// # Errors
-    /// [`NetlinkError::Socket`] when there is no descriptor left, or outside a tokio runtime whose
-    /// I/O is enabled.
+    /// [`NetlinkError::Socket`] when there is no descriptor left, or outside a tokio runtime.
+    ///
+    /// # Panics
+    /// In a runtime that was built without `enable_io`.
     pub fn watch() -> Result<EventStream, NetlinkError> {
         EventStream::open().map_err(|source| NetlinkError::Socket {
             operation: "watch for changes of the network",
@@ -59,7 +61,8 @@ impl EventStream {
         tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         let socket = Socket::open(SockProtocol::NetlinkRoute, SockFlag::SOCK_NONBLOCK, GROUPS)?;
         socket.enlarge_receive_buffer(RECEIVE_BUFFER)?;
-        let socket = AsyncFd::register_with_interest(socket, Interest::READABLE)?;
+        // SAFETY: `Socket` owns its descriptor, never replaces it, and closes it when dropped.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
         Ok(Self {
             socket,
             pending: VecDeque::new(),
