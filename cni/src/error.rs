@@ -1,0 +1,131 @@
+//! One error for a whole call, and its published form.
+
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::attach::AttachError;
+use crate::config::ConfigError;
+use crate::env::EnvError;
+use crate::ipam::StoreError;
+use crate::plan::PlanError;
+use crate::protect::ProtectError;
+use crate::result::PrevResultError;
+use crate::version::CniVersion;
+
+/// Codes of the CNI specification, and one of ours.
+pub mod code {
+    /// The configuration's version is not supported.
+    pub const VERSION: u32 = 1;
+    /// An environment variable is missing or invalid.
+    pub const ENVIRONMENT: u32 = 4;
+    /// Input or output failed.
+    pub const IO: u32 = 5;
+    /// Something could not be decoded.
+    pub const DECODING: u32 = 6;
+    /// The network configuration is invalid.
+    pub const CONFIG: u32 = 7;
+    /// The call may work later.
+    pub const TRY_LATER: u32 = 11;
+    /// The kernel refused a step of the attachment or the detachment.
+    pub const KERNEL: u32 = 100;
+    /// A DEL could not remove everything.
+    pub const DETACH: u32 = 101;
+    /// The program is at fault.
+    pub const INTERNAL: u32 = 999;
+}
+
+/// Why a call failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The environment is refused.
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    /// The configuration is refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The chain's earlier result is refused.
+    #[error(transparent)]
+    PrevResult(#[from] PrevResultError),
+    /// Stdin could not be read.
+    #[error("cannot read the network configuration from stdin: {0}")]
+    Stdin(#[source] std::io::Error),
+    /// The log file could not be opened.
+    #[error("cannot open logFile {path:?}: {cause}")]
+    LogFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// The tokio runtime could not be made.
+    #[error("cannot start: {0}")]
+    Runtime(#[source] std::io::Error),
+    /// The node is not protected.
+    #[error(transparent)]
+    Protect(#[from] ProtectError),
+    /// No address, or no store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The attachment failed, and what had been made of it is gone again.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// A DEL went on past these, and removed what it could.
+    #[error("cannot detach completely: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Detach(Vec<Error>),
+    /// The program panicked.
+    #[error("internal error: {0}")]
+    Panic(String),
+}
+
+impl Error {
+    /// The error's code.
+    pub fn code(&self) -> u32 {
+        match self {
+            Self::Env(_) => code::ENVIRONMENT,
+            Self::Config(ConfigError::Version { .. }) => code::VERSION,
+            Self::Config(ConfigError::Decode(_)) => code::DECODING,
+            Self::Config(_) | Self::PrevResult(_) => code::CONFIG,
+            Self::Stdin(_) | Self::LogFile { .. } | Self::Runtime(_) => code::IO,
+            Self::Protect(ProtectError::Kernel(_)) => code::KERNEL,
+            Self::Protect(_) | Self::Plan(_) => code::TRY_LATER,
+            Self::Store(StoreError::Pool(_)) => code::TRY_LATER,
+            Self::Store(_) => code::IO,
+            Self::Attach(error) => error.code(),
+            Self::Detach(errors) => match errors.as_slice() {
+                [only] => only.code(),
+                _ => code::DETACH,
+            },
+            Self::Panic(_) => code::INTERNAL,
+        }
+    }
+
+    /// What a person can do about it.
+    pub fn details(&self) -> &'static str {
+        match self {
+            Self::Env(EnvError::UnsupportedVerb { .. }) => "this plugin carries out only the verbs that msg lists",
+            Self::Env(_) => "the container runtime sets these, see the CNI specification",
+            Self::Config(_) | Self::PrevResult(_) | Self::LogFile { .. } => {
+                "correct the CNI configuration of this node"
+            }
+            Self::Protect(_) | Self::Plan(_) => {
+                "the agent has not protected this node yet, or someone removed its rules; see \
+                 `warren status` and the agent's log"
+            }
+            Self::Store(StoreError::Pool(_)) => "remove pods, or give the node a larger podCIDR",
+            _ => "",
+        }
+    }
+
+    /// The error as the runtime reads it.
+    pub fn to_json(&self, version: CniVersion) -> Value {
+        json!({
+            "cniVersion": version.as_str(),
+            "code": self.code(),
+            "msg": self.to_string(),
+            "details": self.details(),
+        })
+    }
+}
