@@ -49,7 +49,7 @@ impl Netlink {
     /// # Panics
     /// In a runtime that was built without `enable_io`.
     pub fn watch() -> Result<EventStream, NetlinkError> {
-        EventStream::open().map_err(|source| NetlinkError::Socket {
+        EventStream::open(RECEIVE_BUFFER).map_err(|source| NetlinkError::Socket {
             operation: "watch for changes of the network",
             source,
         })
@@ -57,10 +57,10 @@ impl Netlink {
 }
 
 impl EventStream {
-    fn open() -> io::Result<Self> {
+    fn open(receive_buffer: usize) -> io::Result<Self> {
         tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         let socket = Socket::open(SockProtocol::NetlinkRoute, SockFlag::SOCK_NONBLOCK, GROUPS)?;
-        socket.enlarge_receive_buffer(RECEIVE_BUFFER)?;
+        socket.set_receive_buffer(receive_buffer)?;
         // SAFETY: `Socket` owns its descriptor, never replaces it, and closes it when dropped.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
         Ok(Self {
@@ -119,5 +119,63 @@ fn event_of(message_type: u16) -> Option<NetEvent> {
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE => Some(NetEvent::Route),
         libc::RTM_NEWRULE | libc::RTM_DELRULE => Some(NetEvent::Rule),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Address, Netns};
+    use nix::sched::{CloneFlags, unshare};
+
+    #[test]
+    fn a_reader_that_lags_too_far_behind_is_told() {
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .ok()
+                .and_then(|()| Netns::current().ok())
+        };
+        let Some(ns) = std::thread::spawn(make).join().unwrap() else {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "would be skipped: no network namespace"
+            );
+            println!("skipped: cannot make a network namespace");
+            return;
+        };
+        ns.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let mut events = EventStream::open(4096).unwrap();
+                let netlink = Netlink::open().unwrap();
+                for host in 1..200 {
+                    let net = format!("127.0.1.{host}/32").parse().unwrap();
+                    assert!(netlink.add_address(1, net).await.unwrap());
+                }
+                sees(&mut events, NetEvent::Overrun).await;
+                // It goes on working.
+                let idle = std::time::Duration::from_millis(50);
+                while tokio::time::timeout(idle, events.next()).await.is_ok() {}
+                let all: Vec<Address> = netlink.addresses(Some(1)).await.unwrap();
+                netlink.delete_address(1, all[0].net).await.unwrap();
+                sees(&mut events, NetEvent::Address).await;
+            });
+        })
+        .unwrap();
+    }
+
+    async fn sees(events: &mut EventStream, wanted: NetEvent) {
+        let wait = async { while events.next().await.unwrap() != wanted {} };
+        let seen = tokio::time::timeout(std::time::Duration::from_secs(5), wait).await;
+        assert!(seen.is_ok(), "no {wanted:?} within 5 s");
+    }
+
+    #[test]
+    fn other_messages_are_no_events() {
+        assert_eq!(event_of(libc::RTM_NEWNEIGH), None);
+        assert_eq!(event_of(libc::NLMSG_DONE as u16), None);
     }
 }

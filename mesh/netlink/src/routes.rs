@@ -165,13 +165,10 @@ impl Route {
 
     /// Whether its packets leave by a link; the others name `lo` in IPv6 and nothing in IPv4.
     fn leaves(&self) -> bool {
-        match RouteType::from(self.kind) {
-            RouteType::BlackHole
-            | RouteType::Unreachable
-            | RouteType::Prohibit
-            | RouteType::Throw => false,
-            _ => true,
-        }
+        !matches!(
+            RouteType::from(self.kind),
+            RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw
+        )
     }
 
     /// What the kernel tells routes apart by.

@@ -69,7 +69,8 @@ impl Netlink {
     /// Adds a rule.
     ///
     /// # Errors
-    /// [`NetlinkError::Kernel`]; `is_exists` when it is there already; [`NetlinkError::Invalid`]
+    /// [`NetlinkError::Kernel`]; `is_exists` when it is there already, or its opposite (`not from`),
+    /// which the kernel does not tell apart; [`NetlinkError::Invalid`]
     /// when the prefix is of the other family.
     pub async fn add_rule(&self, rule: &Rule) -> Result<(), NetlinkError> {
         let message = RouteNetlinkMessage::NewRule(message_of("add rule", rule)?);
@@ -77,7 +78,8 @@ impl Netlink {
             .await
     }
 
-    /// Deletes a rule.
+    /// Deletes a rule: the first that has all of these, whatever else it selects by. That the
+    /// protocol is among them keeps others' rules safe.
     ///
     /// # Errors
     /// [`NetlinkError::Kernel`]; `is_not_found` when it is not there; [`NetlinkError::Invalid`]

@@ -41,8 +41,8 @@ impl Socket {
         })
     }
 
-    /// Enlarges the receive buffer, past the system's limit where that is allowed.
-    pub(crate) fn enlarge_receive_buffer(&self, bytes: usize) -> io::Result<()> {
+    /// Sets the receive buffer's size, past the system's limit where that is allowed.
+    pub(crate) fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
         setsockopt(&self.fd, sockopt::RcvBufForce, &bytes)
             .or_else(|_| setsockopt(&self.fd, sockopt::RcvBuf, &bytes))?;
         Ok(())
