@@ -104,7 +104,6 @@ impl EventStream {
                 pending.push_back(NetEvent::Overrun);
                 Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             Err(error) => Err(error),
         });
         // "Would block" only means that the readiness was stale.

@@ -24,6 +24,8 @@ const NFT_MSG_GETTABLE: u16 = NFNL_SUBSYS_NFTABLES | 1;
 const NFT_MSG_NEWRULE: u16 = NFNL_SUBSYS_NFTABLES | 6;
 const NFT_MSG_GETRULE: u16 = NFNL_SUBSYS_NFTABLES | 7;
 const NFTA_TABLE_NAME: u16 = 1;
+/// Longest name of a table (`NFT_TABLE_MAXNAMELEN`, without its zero).
+const NAME_MAX: usize = 255;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_USERDATA: u16 = 7;
@@ -48,7 +50,8 @@ const OPERATION: &str = "read the rules of nftables table";
 ///
 /// # Errors
 /// [`NetlinkError::Kernel`] (EPERM without CAP_NET_ADMIN, EINVAL or EOPNOTSUPP without nftables in
-/// the kernel); [`NetlinkError::Interrupted`]; [`NetlinkError::Invalid`] for an unknown family.
+/// the kernel); [`NetlinkError::Interrupted`]; [`NetlinkError::Invalid`] for an unknown
+/// family or an impossible name.
 pub fn rule_comments(
     family: &str,
     table: &str,
@@ -88,6 +91,13 @@ impl<'a> Client<'a> {
             subject: format!("{family} {table}"),
             reason: "its family must be inet, ip, ip6, arp, bridge or netdev",
         })?;
+        if table.len() > NAME_MAX || table.contains('\0') {
+            return Err(NetlinkError::Invalid {
+                operation: OPERATION,
+                subject: format!("{table:?}"),
+                reason: "its name must have at most 255 bytes, none of them zero",
+            });
+        }
         let open = || {
             let socket = Socket::open(SockProtocol::NetlinkNetFilter, SockFlag::empty(), 0)?;
             let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);

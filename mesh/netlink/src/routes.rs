@@ -251,7 +251,7 @@ impl Netlink {
     ///
     /// # Errors
     /// [`NetlinkError::Kernel`]; `is_exists` when its table has a route of that destination and
-    /// metric; `is_not_found` when its link does not exist (or, for ENETDOWN, is down).
+    /// metric; `is_not_found` when its link does not exist; ENETDOWN when it is down.
     pub async fn add_route(&self, route: &Route) -> Result<(), NetlinkError> {
         let message = RouteNetlinkMessage::NewRoute(message_of(&route.as_reported()));
         self.change("add route", route, message, NLM_F_CREATE | NLM_F_EXCL)

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use netlink_packet_core::NetlinkBuffer;
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvmsg, send,
     setsockopt, socket, sockopt,
@@ -55,12 +56,17 @@ impl Socket {
     }
 
     pub(crate) fn receive(&mut self) -> io::Result<Datagram<'_>> {
-        let mut parts = [io::IoSliceMut::new(&mut self.buffer)];
-        let received =
-            recvmsg::<NetlinkAddr>(self.fd.as_raw_fd(), &mut parts, None, MsgFlags::empty())?;
-        let (length, flags) = (received.bytes, received.flags);
+        let received = loop {
+            let mut parts = [io::IoSliceMut::new(&mut self.buffer)];
+            match recvmsg::<NetlinkAddr>(self.fd.as_raw_fd(), &mut parts, None, MsgFlags::empty()) {
+                Ok(received) => break (received.bytes, received.flags, received.address),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        };
+        let (length, flags, sender) = received;
         // Any process may send to a netlink socket whose port it guesses.
-        let from_kernel = received.address.is_some_and(|sender| sender.pid() == 0);
+        let from_kernel = sender.is_some_and(|sender| sender.pid() == 0);
         if !from_kernel {
             return Ok(Datagram::Foreign);
         }

@@ -46,7 +46,7 @@ pub fn write(key: &str, value: &str) -> io::Result<()> {
 /// It works on a read-only `/proc/sys` as long as nothing needs to change.
 ///
 /// # Errors
-/// As [`read`] and [`write`].
+/// As [`read`] and [`write()`].
 pub fn write_if_different(key: &str, value: &str) -> io::Result<bool> {
     if read(key)? == value {
         return Ok(false);

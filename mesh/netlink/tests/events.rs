@@ -147,7 +147,11 @@ fn a_table_of_hundreds_of_rules_is_read_whole() {
 }
 
 #[test]
-fn an_unknown_table_family_is_an_error() {
+fn an_impossible_table_is_an_error() {
+    for name in ["x".repeat(256), "a\0b".to_owned()] {
+        let error = protection::rule_comments("inet", &name).unwrap_err();
+        assert!(error.to_string().contains("255"), "{error}");
+    }
     let error = protection::rule_comments("ipx", "warren").unwrap_err();
     assert!(error.to_string().contains("inet, ip, ip6"), "{error}");
 }

@@ -7,7 +7,7 @@ mod common;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use common::{namespaces, veth, within};
+use common::{has, namespaces, run, veth, within};
 use ipnet::IpNet;
 use warren_netlink::{Netlink, NetlinkError, VethPeer, VethSpec, sysctl};
 
@@ -118,6 +118,31 @@ fn a_link_is_switched_resized_and_named() {
         netlink.set_alias(link.index, "").await.unwrap();
         let now = netlink.link_by_name("wrn0").await.unwrap().unwrap();
         assert_eq!((now.up, now.alias), (false, None));
+    });
+}
+
+#[test]
+fn a_tun_device_is_read_without_a_hardware_address() {
+    let Some([near]) = namespaces() else { return };
+    if !has("ip") {
+        return;
+    }
+    within(&near, async |netlink| {
+        let add = "tuntap add mode tun name warren0 multi_queue";
+        run("ip", &add.split(' ').collect::<Vec<_>>(), "");
+        let link = netlink.link_by_name("warren0").await.unwrap().unwrap();
+        assert_eq!(
+            (link.kind.as_deref(), link.mac, link.mtu),
+            (Some("tun"), None, 1500)
+        );
+        assert!(netlink.links().await.unwrap().contains(&link));
+        netlink.set_up(link.index).await.unwrap();
+        for address in ["10.244.1.1/32", "fd00:1::1/128"] {
+            assert!(netlink.add_address(link.index, net(address)).await.unwrap());
+        }
+        let addresses = netlink.addresses(Some(link.index)).await.unwrap();
+        assert!(addresses.iter().all(|address| !address.tentative));
+        assert!(addresses.len() >= 2);
     });
 }
 
