@@ -144,6 +144,12 @@ fn deleting_a_route_that_is_gone_spares_others_of_its_destination() {
             let gone = netlink.delete_route(&wanted).await.unwrap_err();
             assert!(gone.is_not_found(), "{gone}");
             netlink.delete_route(&guard).await.unwrap();
+
+            let same_metric = Route { metric, ..wanted };
+            netlink.add_route(&same_metric).await.unwrap();
+            let gone = netlink.delete_route(&guard).await.unwrap_err();
+            assert!(gone.is_not_found(), "{gone}");
+            netlink.delete_route(&same_metric).await.unwrap();
             netlink.delete_route(&higher).await.unwrap();
         }
     });
