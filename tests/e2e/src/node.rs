@@ -1,0 +1,160 @@
+//! A node: a machine with Warren's two daemons.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::Value;
+use warren_lab::{Host, Link, Proc, bin};
+
+use crate::mesh::{CLUSTER_V4, CLUSTER_V6};
+use crate::pod::MeshPod;
+
+/// How long a program may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// A machine on the underlay with `warren-tunnel` and `warren-agent`.
+#[derive(Debug)]
+pub struct Node {
+    /// Its number: in its name, its addresses and its pod ranges.
+    pub number: u8,
+    /// The machine.
+    pub host: Host,
+    /// Its cable.
+    pub link: Link,
+    /// Its addresses on the underlay, preferred first.
+    pub addresses: Vec<String>,
+    /// The running `warren-tunnel`.
+    pub tunnel: Option<Proc>,
+    /// The running `warren-agent`.
+    pub agent: Option<Proc>,
+    registry: PathBuf,
+}
+
+impl Node {
+    pub(crate) fn new(
+        host: Host,
+        number: u8,
+        addresses: Vec<String>,
+        registry: PathBuf,
+        link: Link,
+    ) -> Self {
+        Self {
+            number,
+            host,
+            link,
+            addresses,
+            tunnel: None,
+            agent: None,
+            registry,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.host.name()
+    }
+
+    /// Its pod ranges.
+    pub fn pod_cidrs(&self) -> [String; 2] {
+        [
+            format!("10.244.{}.0/24", self.number),
+            format!("fd00:244:0:{:x}::/64", self.number),
+        ]
+    }
+
+    /// The addresses of its `warren0`.
+    pub fn tunnel_addresses(&self) -> [String; 2] {
+        [
+            format!("10.244.{}.1", self.number),
+            format!("fd00:244:0:{:x}::1", self.number),
+        ]
+    }
+
+    /// Its directory for state, kept over a reboot.
+    pub fn state_dir(&self) -> PathBuf {
+        self.host.dir().join("state")
+    }
+
+    /// Where its agent puts the CNI configuration.
+    pub fn conflist_path(&self) -> PathBuf {
+        self.host.dir().join("cni").join("10-warren.conflist")
+    }
+
+    /// Starts both daemons.
+    pub fn start(&mut self) -> Result<()> {
+        self.start_tunnel()?;
+        self.start_agent()
+    }
+
+    /// Starts `warren-tunnel`.
+    pub fn start_tunnel(&mut self) -> Result<()> {
+        let mut command = Command::new(bin("warren-tunnel")?);
+        command.arg("--state-dir").arg(self.state_dir());
+        self.tunnel = Some(self.host.spawn(&mut command)?);
+        Ok(())
+    }
+
+    /// Starts `warren-agent` with the file registry.
+    pub fn start_agent(&mut self) -> Result<()> {
+        std::fs::create_dir_all(self.host.dir().join("cni"))?;
+        let mut command = Command::new(bin("warren-agent")?);
+        command
+            .args(["--node-name", self.name()])
+            .arg("--registry-dir")
+            .arg(&self.registry)
+            .args(["--cluster-cidrs", &format!("{CLUSTER_V4},{CLUSTER_V6}")])
+            .args(["--pod-cidrs", &self.pod_cidrs().join(",")])
+            .args(["--node-addresses", &self.addresses.join(",")])
+            .arg("--state-dir")
+            .arg(self.state_dir())
+            .arg("--cni-conf-dir")
+            .arg(self.host.dir().join("cni"));
+        self.agent = Some(self.host.spawn(&mut command)?);
+        Ok(())
+    }
+
+    /// Attaches a pod by `warren-cni` with the agent's configuration.
+    pub fn attach(&self, name: &str) -> Result<MeshPod> {
+        MeshPod::attach(self, name)
+    }
+
+    /// Its agent's status document.
+    pub fn status(&self) -> Result<Value> {
+        let out = self.warren(&["status", "--json"])?;
+        serde_json::from_str(&out.1)
+            .with_context(|| format!("status of {}: {}", self.name(), out.1))
+    }
+
+    /// Runs `warren` there and gives its exit code and standard output.
+    pub fn warren(&self, args: &[&str]) -> Result<(i32, String)> {
+        let out = self
+            .host
+            .output(Command::new(bin("warren")?).args(args), ANSWER_LIMIT)?;
+        Ok((out.status.code().unwrap_or(-1), out.stdout))
+    }
+
+    /// What its agent says of the peer that is node `other`.
+    pub fn peer_status(&self, other: &Node) -> Result<Value> {
+        let status = self.status()?;
+        let peers = status["peers"].as_array().cloned().unwrap_or_default();
+        let found = peers.into_iter().find(|p| p["node"] == *other.name());
+        found.ok_or_else(|| anyhow!("{} does not know {}: {status}", self.name(), other.name()))
+    }
+
+    /// Reads a file of the node, such as its CNI configuration.
+    pub fn read(&self, path: &Path) -> Result<String> {
+        std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// The ends of its daemons' logs, for messages.
+    pub fn describe(&self) -> String {
+        let logs = [&self.tunnel, &self.agent].map(|p| p.as_ref().map(Proc::describe));
+        format!(
+            "--- {}\n{}",
+            self.name(),
+            logs.into_iter().flatten().collect::<Vec<_>>().join("\n")
+        )
+    }
+}

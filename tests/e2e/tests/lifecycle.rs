@@ -1,0 +1,175 @@
+//! What happens when nodes come and go and daemons die.
+#![allow(clippy::unwrap_used)] // in a test, a failed unwrap is the report
+
+use std::time::Duration;
+
+use anyhow::Result;
+use warren_e2e::{Mesh, Node, Probe, ping};
+use warren_lab::{Signal, poll_until, require};
+
+/// Long enough for a slow, shared machine; the times that users see are printed by the demo.
+const LIMIT: Duration = Duration::from_secs(20);
+const PROBE_INTERVAL: Duration = Duration::from_millis(20);
+/// Datagrams that may be in flight when a probe ends.
+const IN_FLIGHT: u64 = 2;
+
+fn knows(node: &Node, name: &str) -> bool {
+    let Ok(status) = node.status() else {
+        return false;
+    };
+    status["peers"]
+        .as_array()
+        .is_some_and(|peers| peers.iter().any(|p| p["node"] == *name))
+}
+
+/// Topology: node1 and node2 on one subnet; node4 joins it.
+#[test]
+fn a_node_joins_and_leaves_without_a_word_to_the_others() -> Result<()> {
+    require!();
+    let mut mesh = Mesh::start("join", 2)?;
+    let old = mesh.node(1).attach("old")?;
+    mesh.add_node(4)?.start()?;
+    mesh.wait_connected(LIMIT)?;
+    let new = mesh.node(4).attach("new")?;
+    for address in new.addresses() {
+        assert!(ping(&old.pod, address, 3)?.lossless());
+    }
+    // The node leaves: its daemons end and its record goes.
+    let node = mesh.node_mut(4);
+    node.agent.take().unwrap().kill();
+    node.tunnel.take().unwrap().kill();
+    std::fs::remove_file(mesh.registry().join("node4.json"))?;
+    poll_until(LIMIT, "node1 to forget node4", || {
+        !knows(mesh.node(1), "node4")
+    })?;
+    let capture = mesh.capture(&[])?;
+    let seen = ping(&old.pod, &new.v4, 3)?;
+    assert_eq!(seen.received, 0);
+    capture.stop().assert_clean();
+    let routes = mesh
+        .node(1)
+        .host
+        .sh("ip route show; ip -6 route show; ip route show table 51871")?;
+    assert!(
+        !routes.stdout.contains("10.244.4.") && !routes.stdout.contains("192.0.2.4"),
+        "{}",
+        routes.stdout
+    );
+    Ok(())
+}
+
+/// Topology: node1 and node2 on one subnet, a probe between their pods all along.
+#[test]
+fn traffic_does_not_notice_an_agent_that_dies_stops_or_restarts() -> Result<()> {
+    require!();
+    let mut mesh = Mesh::start("agent", 2)?;
+    let (a, b) = (mesh.node(1).attach("a")?, mesh.node(2).attach("b")?);
+    let capture = mesh.capture(&[])?;
+    let probe = Probe::start(&a.pod, &b.pod, &b.v6, PROBE_INTERVAL)?;
+    for number in [1, 2] {
+        let node = mesh.node_mut(number);
+        node.agent.take().unwrap().kill();
+        std::thread::sleep(Duration::from_millis(500));
+        node.start_agent()?;
+        poll_until(LIMIT, "the agent to be back", || {
+            mesh.node(number)
+                .status()
+                .is_ok_and(|s| s["synced"] == true)
+        })?;
+        let agent = mesh.node(number).agent.as_ref().unwrap();
+        agent.signal(Signal::SIGSTOP);
+        std::thread::sleep(Duration::from_millis(500));
+        agent.signal(Signal::SIGCONT);
+        let node = mesh.node_mut(number);
+        let agent = node.agent.take().unwrap();
+        agent.signal(Signal::SIGTERM);
+        agent.wait_timeout(LIMIT)?;
+        node.start_agent()?;
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    let seen = probe.stop()?;
+    assert!(
+        seen.sent > 50 && seen.sent - seen.received <= IN_FLIGHT,
+        "{seen:?}"
+    );
+    capture.stop().assert_clean();
+    Ok(())
+}
+
+/// Topology: node1 and node2 on one subnet. The tunnel of node1 dies; its agent may be dead too.
+#[test]
+fn traffic_is_back_after_daemons_are_killed_in_each_order() -> Result<()> {
+    require!();
+    let mut mesh = Mesh::start("order", 2)?;
+    let (a, b) = (mesh.node(1).attach("a")?, mesh.node(2).attach("b")?);
+    let capture = mesh.capture(&[])?;
+    let back = |what: &str| -> Result<()> {
+        // Either side may be the first to speak.
+        for (from, to) in [(&a, &b.v4), (&b, &a.v6)] {
+            poll_until(LIMIT, what, || {
+                ping(&from.pod, to, 1).is_ok_and(|p| p.lossless())
+            })?;
+        }
+        Ok(())
+    };
+    let dead = || -> Result<()> {
+        assert_eq!(
+            ping(&a.pod, &b.v4, 2)?.received,
+            0,
+            "a dead tunnel must not carry anything"
+        );
+        Ok(())
+    };
+    back("traffic at the start")?;
+
+    let kill = |node: &mut Node, tunnel: bool| {
+        let process = if tunnel {
+            &mut node.tunnel
+        } else {
+            &mut node.agent
+        };
+        process.take().unwrap().kill();
+    };
+    // The tunnel alone, restarted while the agent lives.
+    kill(mesh.node_mut(1), true);
+    dead()?;
+    mesh.node_mut(1).start_tunnel()?;
+    back("traffic after the tunnel's restart")?;
+    // Agent first, then the tunnel; the tunnel comes back without any agent.
+    kill(mesh.node_mut(1), false);
+    kill(mesh.node_mut(1), true);
+    dead()?;
+    mesh.node_mut(1).start_tunnel()?;
+    back("traffic after the tunnel's restart without an agent")?;
+    mesh.node_mut(1).start_agent()?;
+    mesh.wait_connected(LIMIT)?;
+    // Tunnel first, then the agent; the agent comes back first.
+    kill(mesh.node_mut(1), true);
+    kill(mesh.node_mut(1), false);
+    dead()?;
+    mesh.node_mut(1).start_agent()?;
+    dead()?;
+    mesh.node_mut(1).start_tunnel()?;
+    back("traffic after both restarted, agent first")?;
+    mesh.wait_connected(LIMIT)?;
+    capture.stop().assert_clean();
+    Ok(())
+}
+
+#[test]
+fn a_second_tunnel_or_agent_for_one_node_refuses() -> Result<()> {
+    require!();
+    let mut mesh = Mesh::start("second", 1)?;
+    let node = mesh.node_mut(1);
+    let (tunnel, agent) = (node.tunnel.take().unwrap(), node.agent.take().unwrap());
+    node.start_tunnel()?;
+    node.start_agent()?;
+    for second in [node.tunnel.take().unwrap(), node.agent.take().unwrap()] {
+        let status = second.wait_timeout(LIMIT)?;
+        assert!(!status.success());
+        assert!(second.log().contains("already runn"), "{}", second.log());
+    }
+    assert!(tunnel.is_running() && agent.is_running());
+    assert_eq!(node.status()?["protected"], true);
+    Ok(())
+}
