@@ -1,0 +1,145 @@
+//! The daemon: its parts put together, started, and ended in order.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+use warren_core::consts;
+use warren_keyring::{PrivateKey, file};
+
+use crate::engine::{Engine, EngineConfig};
+use crate::lock::InterfaceLock;
+use crate::options::Options;
+use crate::saver::Saver;
+use crate::shard::{NEW_TUN_MTU, Shard, ShardParts};
+use crate::state::{STATE_FILE, State};
+use crate::time::Now;
+use crate::tun::Tun;
+use crate::udp::Udp;
+use crate::{status_socket, uapi_server, unix_socket};
+
+/// Runs the daemon until SIGTERM or SIGINT. The TUN device stays; the sockets go.
+///
+/// # Errors
+/// What could not be had at the start, or why the packet loop ended.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    // Before any thread exists, so that all inherit the mask and only this one takes the signals.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().context("block signals")?;
+
+    let _lock = InterfaceLock::take(&options.run_dir, &options.interface)?;
+    let uapi_path = options.uapi_dir.join(format!("{}.sock", options.interface));
+    let (uapi, _uapi_file) = unix_socket::listen(&uapi_path)?;
+    let (status, _status_file) = unix_socket::listen(&options.run_dir.join(consts::TUNNEL_SOCKET))?;
+
+    let state_path = (!options.ephemeral).then(|| options.state_dir.join(STATE_FILE));
+    let saved = state_path.as_deref().and_then(State::load_or_move_aside);
+    let generation = saved.as_ref().is_some_and(|state| !state.generation);
+    let (shard, changed) = make_shard(&options, saved, generation)?;
+    let control = shard.control();
+
+    let saver = state_path.map(|path: PathBuf| Saver {
+        control: control.clone(),
+        path,
+        generation,
+    });
+    if let Some(saver) = &saver {
+        saver.clone().spawn(changed).context("start the saver")?;
+    }
+    let shard = thread::Builder::new()
+        .name("shard-0".into())
+        .spawn(move || {
+            let _ended = EndOfShard;
+            shard.run()
+        })
+        .context("start the packet loop")?;
+    uapi_server::serve(uapi, control.clone()).context("serve UAPI")?;
+    status_socket::serve(status, control.clone(), options.interface.clone())
+        .context("serve the status")?;
+
+    let signal = signals.wait().context("wait for signals")?;
+    tracing::info!(%signal, "ending; the interface and its routes stay");
+    if let Some(saver) = &saver {
+        saver.save();
+    }
+    control.stop();
+    match shard.join() {
+        Ok(ended) => ended.context("the packet loop ended"),
+        Err(_) => bail!("the packet loop panicked; the log says where"),
+    }
+}
+
+/// Ends the whole process when the packet loop has ended, in whatever way.
+struct EndOfShard;
+
+impl Drop for EndOfShard {
+    fn drop(&mut self) {
+        // A process can always signal itself.
+        let _ = kill(Pid::this(), Signal::SIGTERM);
+    }
+}
+
+fn make_shard(
+    options: &Options,
+    saved: Option<State>,
+    generation: bool,
+) -> anyhow::Result<(Shard, mpsc::Receiver<()>)> {
+    let private_key = if options.ephemeral {
+        PrivateKey::generate()?
+    } else {
+        file::load_or_create(&options.key_file())?
+    };
+    let now = Now::read();
+    if let Some(state) = &saved
+        && now.unix < state.newest_stamp
+    {
+        tracing::warn!(
+            behind_seconds = (state.newest_stamp - now.unix).as_secs(),
+            "the clock is behind the last handshakes; peers refuse new ones until it has caught up",
+        );
+    }
+    let mut engine = Engine::new(EngineConfig {
+        generation,
+        ..EngineConfig::new(Some(private_key), random_seed()?)
+    });
+    let saved = saved.map(|state| state.request).unwrap_or_default();
+    engine.apply(now, &saved).context("apply the saved peers")?;
+    engine.start_handshakes();
+
+    let port = options
+        .listen_port
+        .or(saved.listen_port)
+        .unwrap_or(consts::DEFAULT_PORT);
+    let udp = Udp::bind(port, saved.fwmark.unwrap_or(0))?;
+    let tun = Tun::open(&options.interface, NEW_TUN_MTU)?;
+    tracing::info!(
+        interface = options.interface,
+        listen_port = udp.port(),
+        public_key = engine.public_key().map(tracing::field::display),
+        peers = engine.peer_count(),
+        "the tunnel is up",
+    );
+    let (told, changed) = mpsc::sync_channel(1);
+    let interface = options.interface.clone();
+    let shard = Shard::new(ShardParts {
+        interface,
+        tun,
+        udp,
+        engine,
+        changed: told,
+    })
+    .context("make the packet loop")?;
+    Ok((shard, changed))
+}
+
+fn random_seed() -> io::Result<u64> {
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(io::Error::other)?;
+    Ok(u64::from_le_bytes(seed))
+}

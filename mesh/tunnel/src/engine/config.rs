@@ -1,0 +1,272 @@
+//! What UAPI asks of the device: `set` and `get`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use warren_core::uapi::{self, AllowedIpUpdate, PeerUpdate, SetRequest};
+use warren_keyring::{PresharedKey, PrivateKey, PublicKey};
+
+use super::{Engine, PeerId};
+use crate::drops::DropReason;
+use crate::peer::Peer;
+use crate::session::{Identity, Session};
+use crate::time::Now;
+
+/// The indices of one generation: 24 bits, less the bit of the generation.
+const INDICES: usize = 1 << 23;
+/// Random indices are found at once while most of them are free.
+const MAX_PEERS: usize = INDICES / 2;
+
+/// Why a request was refused. The device is then as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// More peers than session indices allow.
+    #[error("set: {peers} peers are more than the {MAX_PEERS} that have session indices")]
+    TooManyPeers {
+        /// How many there would be at most.
+        peers: usize,
+    },
+}
+
+impl Engine {
+    /// Changes the device as `set` asks, wholly or not at all. `listen_port` and `fwmark` concern
+    /// sockets and are told by [`Engine::set_listen`].
+    ///
+    /// As in the reference, a peer with the device's own key is passed over, and a prefix that is
+    /// given to a peer moves there from whoever had it.
+    ///
+    /// # Errors
+    /// [`ApplyError::TooManyPeers`]: the caller can only ask for fewer.
+    pub fn apply(&mut self, now: Now, request: &SetRequest) -> Result<(), ApplyError> {
+        let peers = self.by_key.len() + request.peers.len();
+        if peers > MAX_PEERS {
+            return Err(ApplyError::TooManyPeers { peers });
+        }
+        if let Some(private_key) = &request.private_key {
+            self.set_private_key(private_key.clone());
+        }
+        if request.replace_peers {
+            let keys: Vec<PublicKey> = self.by_key.keys().copied().collect();
+            for key in keys {
+                self.remove_peer(&key);
+            }
+        }
+        for update in &request.peers {
+            self.update_peer(now.monotonic, update);
+        }
+        if let Some(identity) = &mut self.identity {
+            identity.scale(self.by_key.len());
+        }
+        self.changed = true;
+        Ok(())
+    }
+
+    /// Notes what the sockets have, for [`Engine::get`].
+    pub fn set_listen(&mut self, listen_port: u16, fwmark: u32) {
+        self.changed |= (self.listen_port, self.fwmark) != (listen_port, fwmark);
+        self.listen_port = listen_port;
+        self.fwmark = fwmark;
+    }
+
+    /// Returns the device as `get` shows it, peers in the order of their keys.
+    pub fn get(&self) -> uapi::Device {
+        let mut allowed_ips = vec![Vec::new(); self.peers.len()];
+        for (prefix, id) in self.allowed_ips.iter() {
+            allowed_ips[id.0 as usize].push(prefix);
+        }
+        let peers = self
+            .by_key
+            .values()
+            .filter_map(|id| {
+                let peer = self.peers[id.0 as usize].as_ref()?;
+                Some(uapi::Peer {
+                    preshared_key: peer.preshared_key.clone(),
+                    endpoint: peer.endpoint,
+                    last_handshake: peer.last_handshake,
+                    rx_bytes: peer.rx_bytes,
+                    tx_bytes: peer.tx_bytes,
+                    persistent_keepalive: peer.keepalive_seconds,
+                    allowed_ips: std::mem::take(&mut allowed_ips[id.0 as usize]),
+                    ..uapi::Peer::new(peer.public_key)
+                })
+            })
+            .collect();
+        uapi::Device {
+            private_key: self.private_key.clone(),
+            listen_port: self.listen_port,
+            fwmark: self.fwmark,
+            peers,
+        }
+    }
+
+    fn set_private_key(&mut self, private_key: Option<PrivateKey>) {
+        if self.private_key == private_key {
+            return;
+        }
+        self.public_key = private_key.as_ref().map(PrivateKey::public_key);
+        // A device cannot be its own peer.
+        if let Some(own) = self.public_key {
+            self.remove_peer(&own);
+        }
+        self.identity = private_key
+            .as_ref()
+            .map(|key| Identity::new(key, self.by_key.len()));
+        self.private_key = private_key;
+        let ids: Vec<PeerId> = self.by_key.values().copied().collect();
+        for id in ids {
+            self.renew_session(id);
+            self.enqueue_start(id);
+        }
+    }
+
+    fn update_peer(&mut self, now: Instant, update: &PeerUpdate) {
+        let key = update.public_key;
+        if self.public_key == Some(key) {
+            return;
+        }
+        if update.remove {
+            return self.remove_peer(&key);
+        }
+        let known = self.by_key.get(&key).copied();
+        let id = match known {
+            Some(id) => id,
+            None if update.update_only => return,
+            None => self.add_peer(key),
+        };
+        let mut start = known.is_none();
+        let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
+            return;
+        };
+        let mut renew = known.is_none();
+        if let Some(preshared_key) = &update.preshared_key {
+            let new: Option<PresharedKey> =
+                (!preshared_key.is_zero()).then(|| preshared_key.clone());
+            renew |= new != peer.preshared_key;
+            start |= renew;
+            peer.preshared_key = new;
+        }
+        if let Some(endpoint) = update.endpoint {
+            let moved = peer.set_endpoint(canonical(endpoint));
+            let up = peer
+                .session
+                .as_ref()
+                .is_some_and(|session| session.sendable(now));
+            // What was tried at the old endpoint, if there was one, is worth a try at the new one.
+            start |= moved && !up;
+        }
+        if let Some(seconds) = update.persistent_keepalive {
+            start |= peer.keepalive_seconds == 0 && seconds > 0;
+            peer.keepalive_seconds = seconds;
+            let interval = peer.keepalive();
+            if let Some(session) = &mut peer.session {
+                session.set_keepalive(interval);
+            }
+            self.timers.schedule(id, peer, now);
+        }
+        if renew {
+            self.renew_session(id);
+        }
+        if start {
+            self.enqueue_start(id);
+        }
+        if update.replace_allowed_ips {
+            self.allowed_ips.remove_all(&id);
+        }
+        for allowed_ip in &update.allowed_ips {
+            match allowed_ip {
+                AllowedIpUpdate::Add(prefix) => {
+                    self.allowed_ips.insert(*prefix, id);
+                }
+                AllowedIpUpdate::Remove(prefix) => {
+                    self.allowed_ips.remove_if_owner(prefix, &id);
+                }
+            }
+        }
+    }
+
+    fn add_peer(&mut self, key: PublicKey) -> PeerId {
+        let peer = Some(Box::new(Peer::new(key, self.default_inner_mtu)));
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.peers[id.0 as usize] = peer;
+                id
+            }
+            None => {
+                self.peers.push(peer);
+                PeerId(self.peers.len() as u32 - 1)
+            }
+        };
+        self.by_key.insert(key, id);
+        id
+    }
+
+    fn remove_peer(&mut self, key: &PublicKey) {
+        let Some(id) = self.by_key.remove(key) else {
+            return;
+        };
+        self.allowed_ips.remove_all(&id);
+        if let Some(mut peer) = self.peers[id.0 as usize].take() {
+            peer.waiting.clear(
+                DropReason::PeerGone,
+                &mut self.budget,
+                &mut self.counters.drops,
+            );
+            if let Some(index) = peer.index {
+                self.by_index.remove(&index);
+            }
+        }
+        self.free.push(id);
+    }
+
+    /// Gives a peer a session with the keys that it has now, under a new index: boringtun cannot
+    /// change the keys of one that exists.
+    fn renew_session(&mut self, id: PeerId) {
+        let index = self.new_index();
+        let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
+            return;
+        };
+        if let Some(old) = peer.index.take() {
+            self.by_index.remove(&old);
+        }
+        peer.waiting.clear(
+            DropReason::PeerGone,
+            &mut self.budget,
+            &mut self.counters.drops,
+        );
+        peer.deadline = None;
+        peer.session = self.identity.as_ref().map(|identity| {
+            let random = self.random.fork();
+            let mut session = Session::new(
+                identity,
+                peer.public_key,
+                peer.preshared_key.as_ref(),
+                index,
+                random,
+            );
+            session.set_keepalive(peer.keepalive());
+            session
+        });
+        if peer.session.is_some() {
+            peer.index = Some(index);
+            self.by_index.insert(index, id);
+        }
+    }
+
+    fn new_index(&mut self) -> u32 {
+        let generation = if self.generation { INDICES as u32 } else { 0 };
+        loop {
+            let index = generation | self.random.below(INDICES as u64) as u32;
+            if !self.by_index.contains_key(&index) {
+                return index;
+            }
+        }
+    }
+}
+
+/// An IPv4-mapped endpoint is an IPv4 one: the sockets of both families are separate.
+fn canonical(endpoint: SocketAddr) -> SocketAddr {
+    match endpoint.ip().to_canonical() {
+        IpAddr::V4(address) => SocketAddr::new(address.into(), endpoint.port()),
+        IpAddr::V6(_) => endpoint,
+    }
+}

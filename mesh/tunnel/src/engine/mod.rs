@@ -1,0 +1,384 @@
+//! The WireGuard device as a state machine: packets, datagrams, time and requests in; packets and
+//! datagrams out. It has no sockets, files or clock of its own.
+
+mod config;
+mod timers;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use warren_core::AllowedIps;
+use warren_keyring::{PrivateKey, PublicKey};
+
+pub use config::ApplyError;
+
+use crate::drops::{DropReason, Drops};
+use crate::inner::InnerHeader;
+use crate::message::{COOKIE_REPLY_LEN, Message};
+use crate::outbox::Outbox;
+use crate::peer::{Context, Peer};
+use crate::queue::QueueBudget;
+use crate::random::Random;
+use crate::session::{Admission, Identity, OpenedKind};
+use crate::time::Now;
+use timers::Timers;
+
+/// The largest inner packet: the length field of IPv4.
+pub(crate) const MAX_PACKET: usize = 65_535;
+
+/// What an engine is made of.
+#[derive(Debug)]
+pub struct EngineConfig {
+    /// The device's key; `None` leaves it without one until it is set.
+    pub private_key: Option<PrivateKey>,
+    /// The seed of session indices and of the jitter of retries. Not a secret, but it must differ
+    /// from that of the process before.
+    pub seed: u64,
+    /// The top bit of all session indices: two generations of one device can share a UDP port.
+    pub generation: bool,
+    /// The bytes of packets that may wait for handshakes, over all peers.
+    pub queue_limit_bytes: usize,
+    /// The inner MTU in bytes of a peer whose path is not known yet.
+    pub default_inner_mtu_bytes: usize,
+}
+
+impl EngineConfig {
+    /// Makes the configuration that the daemon uses: 8 MiB of queues, an inner MTU of 1420.
+    pub fn new(private_key: Option<PrivateKey>, seed: u64) -> Self {
+        Self {
+            private_key,
+            seed,
+            generation: false,
+            queue_limit_bytes: 8 << 20,
+            default_inner_mtu_bytes: 1420,
+        }
+    }
+}
+
+/// What the device has counted since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets read from the TUN.
+    pub tun_rx_packets: u64,
+    /// Packets accepted from peers, for the TUN.
+    pub tun_tx_packets: u64,
+    /// Datagrams received.
+    pub udp_rx_datagrams: u64,
+    /// Datagrams made.
+    pub udp_tx_datagrams: u64,
+    /// Handshakes completed, in either role.
+    pub handshakes: u64,
+    /// How often a peer's endpoint followed its packets.
+    pub roamed: u64,
+    /// What was dropped, by reason.
+    pub drops: Drops,
+}
+
+/// A peer's place in the device. It may be used again after the peer is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PeerId(u32);
+
+/// The question how large a datagram to an endpoint may be; asked by the engine, answered by
+/// whoever has a socket.
+#[derive(Clone, Copy, Debug)]
+pub struct PathQuery {
+    peer: PeerId,
+    /// Where to.
+    pub endpoint: SocketAddr,
+}
+
+/// A WireGuard device without I/O.
+///
+/// Feed it and send what it puts into the outbox; call [`Engine::handle_timers`] when
+/// [`Engine::poll_timeout`] says so.
+pub struct Engine {
+    private_key: Option<PrivateKey>,
+    public_key: Option<PublicKey>,
+    identity: Option<Identity>,
+    generation: bool,
+    listen_port: u16,
+    fwmark: u32,
+    default_inner_mtu: usize,
+    peers: Vec<Option<Box<Peer>>>,
+    free: Vec<PeerId>,
+    by_key: BTreeMap<PublicKey, PeerId>,
+    by_index: HashMap<u32, PeerId>,
+    allowed_ips: AllowedIps<PeerId>,
+    timers: Timers,
+    starts: VecDeque<PeerId>,
+    path_queries: VecDeque<PeerId>,
+    budget: QueueBudget,
+    counters: Counters,
+    changed: bool,
+    random: Random,
+    scratch: Box<[u8]>,
+}
+
+impl Engine {
+    /// Makes a device without peers.
+    pub fn new(config: EngineConfig) -> Self {
+        let identity = config.private_key.as_ref().map(|key| Identity::new(key, 0));
+        Self {
+            public_key: config.private_key.as_ref().map(PrivateKey::public_key),
+            private_key: config.private_key,
+            identity,
+            generation: config.generation,
+            listen_port: 0,
+            fwmark: 0,
+            default_inner_mtu: config.default_inner_mtu_bytes,
+            peers: Vec::new(),
+            free: Vec::new(),
+            by_key: BTreeMap::new(),
+            by_index: HashMap::new(),
+            allowed_ips: AllowedIps::new(),
+            timers: Timers::default(),
+            starts: VecDeque::new(),
+            path_queries: VecDeque::new(),
+            budget: QueueBudget {
+                limit_bytes: config.queue_limit_bytes,
+                used_bytes: 0,
+            },
+            counters: Counters::default(),
+            changed: false,
+            random: Random::new(config.seed),
+            scratch: vec![0; MAX_PACKET + 16].into(),
+        }
+    }
+
+    /// Takes a packet from the TUN and sends it to the peer that has its destination.
+    #[inline]
+    pub fn handle_tun_packet(&mut self, now: Now, packet: &[u8], out: &mut Outbox) {
+        self.counters.tun_rx_packets += 1;
+        let header = match InnerHeader::parse(packet) {
+            Some(header) if packet.len() <= MAX_PACKET => header,
+            _ => return self.counters.drops.count(DropReason::TunMalformed),
+        };
+        let Some(&id) = self.allowed_ips.lookup(header.destination) else {
+            return self.counters.drops.count(DropReason::NoRoute);
+        };
+        self.with_peer(id, now, out, |peer, ctx| peer.send(ctx, packet));
+    }
+
+    /// Takes a datagram from the network. What it carries goes to the TUN only if it authenticates
+    /// and its source belongs to the very peer that sent it.
+    #[inline]
+    pub fn handle_datagram(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        datagram: &[u8],
+        out: &mut Outbox,
+    ) {
+        self.counters.udp_rx_datagrams += 1;
+        let result = match Message::parse(datagram) {
+            Some(Message::Data { receiver }) => {
+                self.handle_data(now, source, datagram, receiver, out)
+            }
+            Some(Message::Initiation | Message::Response { .. }) => {
+                self.handle_handshake(now, source, datagram, out)
+            }
+            Some(Message::CookieReply { receiver }) => {
+                self.handle_cookie_reply(now, datagram, receiver, out)
+            }
+            None => Err(DropReason::DatagramMalformed),
+        };
+        if let Err(reason) = result {
+            self.counters.drops.count(reason);
+        }
+    }
+
+    /// Returns what was counted since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Returns the device's public key, if it has a key.
+    pub fn public_key(&self) -> Option<PublicKey> {
+        self.public_key
+    }
+
+    /// Returns the number of peers.
+    pub fn peer_count(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Returns the bytes of packets that wait for handshakes now.
+    pub fn waiting_bytes(&self) -> usize {
+        self.budget.used_bytes
+    }
+
+    /// Tells whether something worth saving has changed since the last call: what was set, or an
+    /// endpoint that was learned.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Returns the next peer whose path is to be measured, see [`Engine::handle_path_mtu`].
+    pub fn poll_path_query(&mut self) -> Option<PathQuery> {
+        while let Some(id) = self.path_queries.pop_front() {
+            if let Some(Some(peer)) = self.peers.get(id.0 as usize)
+                && let Some(endpoint) = peer.endpoint
+            {
+                return Some(PathQuery { peer: id, endpoint });
+            }
+        }
+        None
+    }
+
+    /// Takes the path's MTU in bytes, outer headers included: padding will not exceed it.
+    pub fn handle_path_mtu(&mut self, query: PathQuery, path_mtu_bytes: u32) {
+        if let Some(Some(peer)) = self.peers.get_mut(query.peer.0 as usize)
+            && peer.endpoint == Some(query.endpoint)
+        {
+            let inner = warren_core::mtu::inner_mtu(path_mtu_bytes, query.endpoint.ip());
+            peer.inner_mtu = inner as usize;
+        }
+    }
+
+    #[inline]
+    fn handle_data(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        data: &[u8],
+        receiver: u32,
+        out: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        let id = self.peer_by_index(receiver)?;
+        let (opened, roamed) = self.with_peer(id, now, out, |peer, ctx| {
+            peer.open(ctx, source, data, receiver)
+        })?;
+        self.note_roamed(roamed);
+        self.counters.handshakes += u64::from(opened.completed);
+        let len = match opened.kind {
+            OpenedKind::Keepalive => return Ok(()),
+            OpenedKind::Malformed => return Err(DropReason::InnerMalformed),
+            OpenedKind::Packet(len) => len,
+        };
+        let packet = out.packets.room(len);
+        let header = InnerHeader::parse(packet).ok_or(DropReason::InnerMalformed)?;
+        if header.has_martian_source() {
+            return Err(DropReason::MartianSource);
+        }
+        // INVARIANT: the owner of the longest match, not any peer that has a match: a narrower
+        // prefix of another peer must not be spoken for.
+        if self.allowed_ips.lookup(header.source) != Some(&id) {
+            return Err(DropReason::WrongSource);
+        }
+        out.packets.commit(header.len, ());
+        self.counters.tun_tx_packets += 1;
+        Ok(())
+    }
+
+    fn handle_handshake(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        handshake: &[u8],
+        out: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        let identity = self.identity.as_ref().ok_or(DropReason::NoPrivateKey)?;
+        let mut cookie = [0; COOKIE_REPLY_LEN];
+        let roamed = match identity.admit(source.ip(), handshake, &mut cookie) {
+            Admission::Initiation(key) => {
+                let id = *self.by_key.get(&key).ok_or(DropReason::UnknownPeer)?;
+                self.with_peer(id, now, out, |peer, ctx| {
+                    peer.handle_initiation(ctx, source, handshake)
+                })?
+            }
+            Admission::Response => {
+                let Some(Message::Response { receiver }) = Message::parse(handshake) else {
+                    return Err(DropReason::DatagramMalformed);
+                };
+                let id = self.peer_by_index(receiver)?;
+                let roamed = self.with_peer(id, now, out, |peer, ctx| {
+                    peer.handle_response(ctx, source, handshake, receiver)
+                })?;
+                self.counters.handshakes += 1;
+                roamed
+            }
+            Admission::Cookie => {
+                out.datagrams.room(cookie.len()).copy_from_slice(&cookie);
+                out.datagrams.commit(cookie.len(), source);
+                self.counters.udp_tx_datagrams += 1;
+                return Err(DropReason::UnderLoad);
+            }
+            Admission::Refused(reason) => return Err(reason),
+        };
+        self.note_roamed(roamed);
+        Ok(())
+    }
+
+    fn handle_cookie_reply(
+        &mut self,
+        now: Now,
+        reply: &[u8],
+        receiver: u32,
+        out: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        let id = self.peer_by_index(receiver)?;
+        self.with_peer(id, now, out, |peer, ctx| {
+            peer.refresh(ctx);
+            let session = peer.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
+            session.handle_cookie_reply(reply)
+        })
+    }
+
+    fn note_roamed(&mut self, roamed: bool) {
+        if roamed {
+            self.counters.roamed += 1;
+            self.changed = true;
+        }
+    }
+
+    #[inline]
+    fn peer_by_index(&self, receiver: u32) -> Result<PeerId, DropReason> {
+        self.by_index
+            .get(&(receiver >> 8))
+            .copied()
+            .ok_or(DropReason::UnknownIndex)
+    }
+
+    /// Lends the peer what it needs, and looks after its timers afterwards.
+    ///
+    /// INVARIANT: an id that is in `by_key`, `by_index` or `allowed_ips` has a peer; a peer leaves
+    /// all three before it leaves `peers`.
+    #[inline]
+    fn with_peer<R>(
+        &mut self,
+        id: PeerId,
+        now: Now,
+        out: &mut Outbox,
+        work: impl FnOnce(&mut Peer, &mut Context<'_>) -> R,
+    ) -> R {
+        let made_before = out.datagrams().len();
+        let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
+            unreachable!("peer {id:?} is looked up but gone");
+        };
+        let mut ctx = Context {
+            now,
+            out,
+            drops: &mut self.counters.drops,
+            budget: &mut self.budget,
+            scratch: &mut self.scratch,
+        };
+        let result = work(peer, &mut ctx);
+        self.timers.schedule(id, peer, now.monotonic);
+        if peer.path_query_due(now.monotonic) {
+            peer.path_asked_at = Some(now.monotonic);
+            self.path_queries.push_back(id);
+        }
+        self.counters.udp_tx_datagrams += (out.datagrams().len() - made_before) as u64;
+        result
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("public_key", &self.public_key)
+            .field("peers", &self.by_key.len())
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,40 @@
+//! The userspace WireGuard data plane of Warren.
+//!
+//! Job: move packets between a TUN device and WireGuard peers over UDP, under the control of the
+//! standard UAPI socket, and keep working when nothing else of Warren does.
+//!
+//! It refuses to know of Kubernetes, to route anything that no peer has in its allowed IPs, and to
+//! accept an inner packet whose source is not the sending peer's by the longest match.
+//!
+//! [`Engine`] is the device as a state machine without I/O: packets, datagrams, time and requests
+//! in, an [`Outbox`] out. [`shard::Shard`] is the loop that gives it a TUN device and sockets, and
+//! [`daemon`] puts the whole program together.
+
+pub mod control;
+pub mod daemon;
+mod drops;
+mod engine;
+mod inner;
+pub mod lock;
+mod message;
+pub mod options;
+mod outbox;
+mod peer;
+mod queue;
+mod random;
+pub mod saver;
+mod session;
+pub mod shard;
+pub mod state;
+pub mod status_socket;
+mod sys;
+mod time;
+pub mod tun;
+pub mod uapi_server;
+pub mod udp;
+pub mod unix_socket;
+
+pub use drops::{DropReason, Drops};
+pub use engine::{ApplyError, Counters, Engine, EngineConfig, PathQuery};
+pub use outbox::Outbox;
+pub use time::Now;

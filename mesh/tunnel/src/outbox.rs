@@ -1,0 +1,141 @@
+//! Where the engine puts what is to be sent: two arenas, one system call for many messages.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+/// What an arena starts with and shrinks back to: more than one round of 64 packets of 1,500 bytes.
+const ARENA_BYTES: usize = 256 * 1024;
+/// An arena that a burst made larger than this is given back.
+const ARENA_KEPT_BYTES: usize = 4 * ARENA_BYTES;
+
+/// The engine's output: datagrams for the network and packets for the TUN, in order.
+///
+/// The bytes lie back to back in memory that is reused, so that no packet costs an allocation and
+/// neighbours to one endpoint can leave as one train. Empty it after each round of input.
+#[derive(Debug)]
+pub struct Outbox {
+    pub(crate) datagrams: Arena<SocketAddr>,
+    pub(crate) packets: Arena<()>,
+}
+
+impl Outbox {
+    /// Makes an empty outbox.
+    pub fn new() -> Self {
+        Self {
+            datagrams: Arena::new(),
+            packets: Arena::new(),
+        }
+    }
+
+    /// Goes through the datagrams and where each goes to.
+    pub fn datagrams(&self) -> impl ExactSizeIterator<Item = (SocketAddr, &[u8])> {
+        self.datagrams
+            .iter()
+            .map(|(endpoint, bytes)| (*endpoint, bytes))
+    }
+
+    /// Goes through the packets for the TUN.
+    pub fn packets(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.packets.iter().map(|((), bytes)| bytes)
+    }
+
+    /// Tells whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.datagrams.items.is_empty() && self.packets.items.is_empty()
+    }
+
+    /// Forgets everything, and keeps the memory for the next round.
+    pub fn clear(&mut self) {
+        self.datagrams.clear();
+        self.packets.clear();
+    }
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Messages back to back.
+#[derive(Debug)]
+pub(crate) struct Arena<T> {
+    bytes: Vec<u8>,
+    used: usize,
+    items: Vec<(T, Range<usize>)>,
+}
+
+impl<T> Arena<T> {
+    fn new() -> Self {
+        Self {
+            bytes: vec![0; ARENA_BYTES],
+            used: 0,
+            items: Vec::with_capacity(256),
+        }
+    }
+
+    /// Returns room for one message of at most `len` bytes; it counts only when committed.
+    #[inline]
+    pub(crate) fn room(&mut self, len: usize) -> &mut [u8] {
+        let end = self.used + len;
+        if end > self.bytes.len() {
+            self.bytes.resize(end.next_power_of_two(), 0);
+        }
+        &mut self.bytes[self.used..end]
+    }
+
+    /// Makes the first `len` bytes of the last room a message.
+    #[inline]
+    pub(crate) fn commit(&mut self, len: usize, meta: T) {
+        let range = self.used..self.used + len;
+        self.used = range.end;
+        self.items.push((meta, range));
+    }
+
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (&T, &[u8])> {
+        self.items
+            .iter()
+            .map(|(meta, range)| (meta, &self.bytes[range.clone()]))
+    }
+
+    fn clear(&mut self) {
+        self.used = 0;
+        self.items.clear();
+        if self.bytes.len() > ARENA_KEPT_BYTES {
+            self.bytes = vec![0; ARENA_BYTES];
+            self.items.shrink_to(256);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_committed_bytes_come_out_in_order() {
+        let mut outbox = Outbox::new();
+        let endpoint = SocketAddr::from(([192, 0, 2, 1], 1));
+        outbox.datagrams.room(100)[..3].copy_from_slice(b"one");
+        outbox.datagrams.commit(3, endpoint);
+        outbox.datagrams.room(100).fill(9);
+        outbox.datagrams.room(3).copy_from_slice(b"two");
+        outbox.datagrams.commit(3, endpoint);
+        let bytes: Vec<&[u8]> = outbox.datagrams().map(|(_, bytes)| bytes).collect();
+        assert_eq!(bytes, [b"one", b"two"]);
+        outbox.clear();
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn a_burst_grows_an_arena_only_until_it_is_cleared() {
+        let mut outbox = Outbox::new();
+        for _ in 0..1000 {
+            outbox.packets.room(65_535);
+            outbox.packets.commit(65_535, ());
+        }
+        assert_eq!(outbox.packets().len(), 1000);
+        outbox.clear();
+        assert_eq!(outbox.packets.bytes.len(), ARENA_BYTES);
+    }
+}

@@ -1,0 +1,287 @@
+//! One peer: its configuration, its session, and what it counts.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use warren_keyring::{PresharedKey, PublicKey};
+
+use crate::drops::{DropReason, Drops};
+use crate::inner::padded_len;
+use crate::outbox::Outbox;
+use crate::queue::{QueueBudget, WaitingQueue};
+use crate::session::{Opened, Sealed, Session, room_for};
+use crate::time::Now;
+
+/// How often an active peer's path is measured again.
+const PATH_QUERY_EVERY: Duration = Duration::from_secs(10);
+
+/// What the device lends to a peer while it handles one input.
+pub(crate) struct Context<'a> {
+    pub(crate) now: Now,
+    pub(crate) out: &'a mut Outbox,
+    pub(crate) drops: &'a mut Drops,
+    pub(crate) budget: &'a mut QueueBudget,
+    pub(crate) scratch: &'a mut [u8],
+}
+
+pub(crate) struct Peer {
+    pub(crate) public_key: PublicKey,
+    pub(crate) preshared_key: Option<PresharedKey>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) keepalive_seconds: u16,
+    /// `None` while the device has no private key.
+    pub(crate) session: Option<Session>,
+    /// The 24 bits that prefix the session's indices.
+    pub(crate) index: Option<u32>,
+    pub(crate) waiting: WaitingQueue,
+    /// The largest inner packet that leaves in one piece, in bytes; padding stops there.
+    pub(crate) inner_mtu: usize,
+    pub(crate) tx_bytes: u64,
+    pub(crate) rx_bytes: u64,
+    pub(crate) last_handshake: Option<Duration>,
+    /// When the device's timers call on it next.
+    pub(crate) deadline: Option<Instant>,
+    /// When its path was last asked for; `None` after the endpoint changed.
+    pub(crate) path_asked_at: Option<Instant>,
+    /// It is in the device's list of handshakes to begin.
+    pub(crate) start_pending: bool,
+}
+
+impl Peer {
+    pub(crate) fn new(public_key: PublicKey, inner_mtu: usize) -> Self {
+        Self {
+            public_key,
+            preshared_key: None,
+            endpoint: None,
+            keepalive_seconds: 0,
+            session: None,
+            index: None,
+            waiting: WaitingQueue::default(),
+            inner_mtu,
+            tx_bytes: 0,
+            rx_bytes: 0,
+            last_handshake: None,
+            deadline: None,
+            path_asked_at: None,
+            start_pending: false,
+        }
+    }
+
+    pub(crate) fn keepalive(&self) -> Option<Duration> {
+        (self.keepalive_seconds > 0).then(|| Duration::from_secs(self.keepalive_seconds.into()))
+    }
+
+    /// Sends an inner packet, or keeps it until there is a session.
+    #[inline]
+    pub(crate) fn send(&mut self, ctx: &mut Context<'_>, packet: &[u8]) {
+        self.refresh(ctx);
+        let Some(session) = &mut self.session else {
+            return ctx.drops.count(DropReason::NoPrivateKey);
+        };
+        let Some(endpoint) = self.endpoint else {
+            return ctx.drops.count(DropReason::NoEndpoint);
+        };
+        let padded = padded_len(packet.len(), self.inner_mtu);
+        let packet_padded = if padded == packet.len() {
+            packet
+        } else {
+            ctx.scratch[..packet.len()].copy_from_slice(packet);
+            ctx.scratch[packet.len()..padded].fill(0);
+            &ctx.scratch[..padded]
+        };
+        let room = ctx.out.datagrams.room(room_for(padded));
+        let message = match session.seal(ctx.now.monotonic, packet_padded, room) {
+            Sealed::Data(len) => Some(len),
+            Sealed::Kept(message) => message,
+            Sealed::NotReady => {
+                let initiation = session.initiate(ctx.now.monotonic, room);
+                self.waiting.push(packet, ctx.budget, ctx.drops);
+                initiation
+            }
+        };
+        if let Some(len) = message {
+            ctx.out.datagrams.commit(len, endpoint);
+            self.tx_bytes += len as u64;
+        }
+    }
+
+    /// Sends everything that has waited for a session.
+    pub(crate) fn send_waiting(&mut self, ctx: &mut Context<'_>) {
+        let Some(endpoint) = self.endpoint else {
+            return;
+        };
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        let now = ctx.now.monotonic;
+        while let Some(len) = session.next_kept(now, ctx.out.datagrams.room(room_for(65_535))) {
+            ctx.out.datagrams.commit(len, endpoint);
+            self.tx_bytes += len as u64;
+        }
+        while session.sendable(now) {
+            let Some(packet) = self.waiting.pop(ctx.budget) else {
+                return;
+            };
+            let padded = padded_len(packet.len(), self.inner_mtu);
+            ctx.scratch[..packet.len()].copy_from_slice(&packet);
+            ctx.scratch[packet.len()..padded].fill(0);
+            let room = ctx.out.datagrams.room(room_for(padded));
+            match session.seal(now, &ctx.scratch[..padded], room) {
+                Sealed::Data(len) => {
+                    ctx.out.datagrams.commit(len, endpoint);
+                    self.tx_bytes += len as u64;
+                }
+                Sealed::Kept(_) => return,
+                Sealed::NotReady => return self.waiting.unpop(packet, ctx.budget),
+            }
+        }
+    }
+
+    /// Begins a handshake, or keeps an existing session's path open.
+    pub(crate) fn start(&mut self, ctx: &mut Context<'_>) {
+        self.refresh(ctx);
+        self.emit(ctx, |session, now, dst| {
+            if session.sendable(now) {
+                session.keepalive(now, dst)
+            } else {
+                session.initiate(now, dst)
+            }
+        });
+    }
+
+    /// Tells boringtun the time where its picture of it is old, and sends what that brings about.
+    #[inline]
+    pub(crate) fn refresh(&mut self, ctx: &mut Context<'_>) {
+        if self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.needs_tick(ctx.now.monotonic))
+        {
+            self.tick(ctx);
+        }
+    }
+
+    pub(crate) fn tick(&mut self, ctx: &mut Context<'_>) {
+        let waiting = !self.waiting.is_empty();
+        let mut gave_up = false;
+        self.emit(ctx, |session, now, dst| {
+            let ticked = session.tick(now, waiting, dst);
+            gave_up = ticked.gave_up;
+            ticked.message
+        });
+        if gave_up {
+            tracing::debug!(peer = %self.public_key, "handshake given up after 90 s");
+            self.waiting
+                .clear(DropReason::HandshakeTimeout, ctx.budget, ctx.drops);
+        }
+    }
+
+    /// Answers an admitted initiation of this peer.
+    pub(crate) fn handle_initiation(
+        &mut self,
+        ctx: &mut Context<'_>,
+        source: SocketAddr,
+        initiation: &[u8],
+    ) -> Result<bool, DropReason> {
+        self.refresh(ctx);
+        let session = self.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
+        let room = ctx.out.datagrams.room(room_for(0));
+        let len = session.handle_initiation(ctx.now.monotonic, initiation, room)?;
+        ctx.out.datagrams.commit(len, source);
+        self.tx_bytes += len as u64;
+        Ok(self.received(source, initiation.len()))
+    }
+
+    /// Takes a response to our handshake, confirms it, and sends what has waited.
+    pub(crate) fn handle_response(
+        &mut self,
+        ctx: &mut Context<'_>,
+        source: SocketAddr,
+        response: &[u8],
+        receiver: u32,
+    ) -> Result<bool, DropReason> {
+        self.refresh(ctx);
+        let session = self.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
+        let room = ctx.out.datagrams.room(room_for(0));
+        let len = session.handle_response(ctx.now.monotonic, response, receiver, room)?;
+        ctx.out.datagrams.commit(len, source);
+        self.tx_bytes += len as u64;
+        let roamed = self.received(source, response.len());
+        self.completed(ctx);
+        Ok(roamed)
+    }
+
+    /// Decrypts a data message into the outbox's room for a packet; nothing is committed there.
+    #[inline]
+    pub(crate) fn open(
+        &mut self,
+        ctx: &mut Context<'_>,
+        source: SocketAddr,
+        data: &[u8],
+        receiver: u32,
+    ) -> Result<(Opened, bool), DropReason> {
+        self.refresh(ctx);
+        let session = self.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
+        let room = ctx.out.packets.room(data.len());
+        let opened = session.open(ctx.now.monotonic, data, receiver, room)?;
+        let roamed = self.received(source, data.len());
+        if opened.completed {
+            self.completed(ctx);
+        }
+        Ok((opened, roamed))
+    }
+
+    /// Whether the path to the peer is to be measured (anew).
+    pub(crate) fn path_query_due(&self, now: Instant) -> bool {
+        self.endpoint.is_some()
+            && self
+                .path_asked_at
+                .is_none_or(|at| now.saturating_duration_since(at) >= PATH_QUERY_EVERY)
+    }
+
+    pub(crate) fn set_endpoint(&mut self, endpoint: SocketAddr) -> bool {
+        if self.endpoint == Some(endpoint) {
+            return false;
+        }
+        self.endpoint = Some(endpoint);
+        self.path_asked_at = None;
+        if let Some(session) = &mut self.session {
+            session.endpoint_changed();
+        }
+        true
+    }
+
+    fn completed(&mut self, ctx: &mut Context<'_>) {
+        self.last_handshake = Some(ctx.now.unix);
+        tracing::debug!(peer = %self.public_key, "handshake complete");
+        self.send_waiting(ctx);
+    }
+
+    /// Books an authenticated message; only those move the endpoint. Tells whether they did.
+    #[inline]
+    fn received(&mut self, source: SocketAddr, len: usize) -> bool {
+        self.rx_bytes += len as u64;
+        if self.endpoint == Some(source) {
+            return false;
+        }
+        tracing::debug!(peer = %self.public_key, endpoint = %source, "peer roamed");
+        self.endpoint = Some(source);
+        self.path_asked_at = None;
+        true
+    }
+
+    fn emit(
+        &mut self,
+        ctx: &mut Context<'_>,
+        make: impl FnOnce(&mut Session, Instant, &mut [u8]) -> Option<usize>,
+    ) {
+        let (Some(endpoint), Some(session)) = (self.endpoint, &mut self.session) else {
+            return;
+        };
+        let room = ctx.out.datagrams.room(room_for(0));
+        if let Some(len) = make(session, ctx.now.monotonic, room) {
+            ctx.out.datagrams.commit(len, endpoint);
+            self.tx_bytes += len as u64;
+        }
+    }
+}

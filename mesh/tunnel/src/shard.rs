@@ -1,0 +1,374 @@
+//! The packet loop: one thread that owns a TUN queue, the UDP sockets, the arenas and the engine,
+//! and takes each packet from one end to the other before it takes the next batch.
+//!
+//! ```text
+//! TUN   --read x 64-->  engine (seal) --> outbox --sendmmsg--> UDP
+//! UDP   --recvmmsg--->  engine (open) --> outbox --write-----> TUN
+//! time  ------------->  engine (timers) -> outbox
+//! other threads: channel + eventfd
+//! ```
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use warren_core::uapi::{SetRequest, errno};
+use warren_keyring::PublicKey;
+
+use crate::control::{Command, Control};
+use crate::engine::{ApplyError, Counters, Engine, MAX_PACKET};
+use crate::outbox::Outbox;
+use crate::time::Now;
+use crate::tun::{Tun, TunError};
+use crate::udp::{BATCH, ReceiveArena, Udp, UdpCounters, UdpError, path_mtu, send};
+
+/// The MTU of a new TUN device in bytes, until the agent sets the underlay's.
+pub const NEW_TUN_MTU: u32 = 1420;
+/// How often a TUN device that was deleted by others is made anew.
+const REOPEN_EVERY: Duration = Duration::from_secs(1);
+
+/// Why a `set` was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SetError {
+    /// The sockets cannot be had as asked; the old ones stay.
+    #[error(transparent)]
+    Udp(#[from] UdpError),
+    /// The engine refused.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+impl SetError {
+    /// Returns the number for UAPI's answer.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Udp(UdpError::Bind { source, .. } | UdpError::Mark { source, .. }) => source
+                .raw_os_error()
+                .map_or(errno::EADDRINUSE, |code| -code),
+            Self::Apply(ApplyError::TooManyPeers { .. }) => errno::EINVAL,
+        }
+    }
+}
+
+/// A picture of the shard, for the status socket.
+#[derive(Clone, Debug)]
+pub struct ShardStatus {
+    /// The device's public key.
+    pub public_key: Option<PublicKey>,
+    /// The UDP port.
+    pub listen_port: u16,
+    /// The number of peers.
+    pub peers: usize,
+    /// The TUN's MTU in bytes; `None` while there is no TUN.
+    pub mtu_bytes: Option<u32>,
+    /// Bytes of packets that wait for handshakes.
+    pub waiting_bytes: usize,
+    /// What the engine counted.
+    pub counters: Counters,
+    /// What the sockets counted.
+    pub udp: UdpCounters,
+    /// Packets that the TUN did not take, and failed reads of it.
+    pub tun_errors: u64,
+}
+
+/// What a shard is made of.
+#[derive(Debug)]
+pub struct ShardParts {
+    /// The interface's name.
+    pub interface: String,
+    /// Its queue.
+    pub tun: Tun,
+    /// The sockets.
+    pub udp: Udp,
+    /// The device.
+    pub engine: Engine,
+    /// Told once after each change that is worth saving; a full channel is told already.
+    pub changed: SyncSender<()>,
+}
+
+/// The packet loop, ready to run.
+pub struct Shard {
+    interface: String,
+    tun: Option<Tun>,
+    reopen_at: Option<Instant>,
+    udp: Udp,
+    engine: Engine,
+    changed: SyncSender<()>,
+    epoll: Epoll,
+    control: Control,
+    commands: Receiver<Command>,
+    out: Outbox,
+    received: ReceiveArena,
+    packet: Box<[u8]>,
+    udp_counters: UdpCounters,
+    tun_errors: u64,
+}
+
+/// What an event of epoll is about; the sockets count on from `UDP`.
+const TUN: u64 = 0;
+const CONTROL: u64 = 1;
+const UDP: u64 = 2;
+
+impl Shard {
+    /// Makes the loop of its parts.
+    ///
+    /// # Errors
+    /// What the kernel says about epoll or eventfd, of which there is one each.
+    pub fn new(parts: ShardParts) -> io::Result<Self> {
+        let (control, commands) = Control::new()?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(
+            control.wake().as_fd(),
+            EpollEvent::new(EpollFlags::EPOLLIN, CONTROL),
+        )?;
+        watch(&epoll, &parts.tun, TUN)?;
+        for (n, socket) in parts.udp.sockets().enumerate() {
+            watch(&epoll, socket, UDP + n as u64)?;
+        }
+        let mut engine = parts.engine;
+        engine.set_listen(parts.udp.port(), parts.udp.mark());
+        Ok(Self {
+            interface: parts.interface,
+            tun: Some(parts.tun),
+            reopen_at: None,
+            udp: parts.udp,
+            engine,
+            changed: parts.changed,
+            epoll,
+            control,
+            commands,
+            out: Outbox::new(),
+            received: ReceiveArena::new(),
+            packet: vec![0; MAX_PACKET + 1].into(),
+            udp_counters: UdpCounters::default(),
+            tun_errors: 0,
+        })
+    }
+
+    /// Returns a handle for other threads.
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
+    /// Runs until it is asked to stop.
+    ///
+    /// # Errors
+    /// What the kernel says about epoll; no packet and no peer can make it end.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); 8];
+        loop {
+            let timeout = self.timeout(Instant::now());
+            let count = match self.epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(nix::Error::EINTR) => 0,
+                Err(error) => return Err(error.into()),
+            };
+            let now = Now::read();
+            for event in &events[..count] {
+                match event.data() {
+                    TUN => self.read_tun(now),
+                    CONTROL => {
+                        if self.obey(now) {
+                            return Ok(());
+                        }
+                    }
+                    socket => self.receive(now, (socket - UDP) as usize),
+                }
+            }
+            self.do_due(now);
+        }
+    }
+
+    /// Reads a batch of packets and sends them in as few calls as can be.
+    fn read_tun(&mut self, now: Now) {
+        for _ in 0..BATCH {
+            let Some(tun) = &mut self.tun else { break };
+            match tun.read(&mut self.packet) {
+                Ok(len) => {
+                    self.engine
+                        .handle_tun_packet(now, &self.packet[..len], &mut self.out);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.lose_tun(now.monotonic, &error);
+                    break;
+                }
+            }
+        }
+        self.flush();
+    }
+
+    /// Receives a batch and writes what it carries to the TUN.
+    fn receive(&mut self, now: Now, socket: usize) {
+        let Some(socket) = self.udp.sockets().nth(socket) else {
+            return;
+        };
+        match self.received.receive(socket) {
+            Ok(count) => {
+                for n in 0..count {
+                    if let Some((source, datagram)) = self.received.datagram(n) {
+                        self.engine
+                            .handle_datagram(now, source, datagram, &mut self.out);
+                    }
+                }
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
+            // An ICMP error that is told here is about one datagram sent earlier.
+            Err(_) => self.udp_counters.receive_errors += 1,
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        send(&self.udp, &self.out, &mut self.udp_counters);
+        for packet in self.out.packets() {
+            let written = match &mut self.tun {
+                Some(tun) => tun.write(packet),
+                None => Err(io::ErrorKind::NotConnected.into()),
+            };
+            self.tun_errors += u64::from(written.is_err());
+        }
+        self.out.clear();
+    }
+
+    fn do_due(&mut self, now: Now) {
+        if self
+            .engine
+            .poll_timeout()
+            .is_some_and(|at| at <= now.monotonic)
+        {
+            self.engine.handle_timers(now, &mut self.out);
+            self.flush();
+        }
+        while let Some(query) = self.engine.poll_path_query() {
+            if let Ok(path_mtu_bytes) = path_mtu(query.endpoint, self.udp.mark()) {
+                self.engine.handle_path_mtu(query, path_mtu_bytes);
+            }
+        }
+        if self.reopen_at.is_some_and(|at| at <= now.monotonic) {
+            self.reopen_tun(now.monotonic);
+        }
+        if self.engine.take_changed() {
+            let _ = self.changed.try_send(());
+        }
+    }
+
+    /// Carries out what other threads have asked for; tells whether to stop.
+    fn obey(&mut self, now: Now) -> bool {
+        // Read first: a command that comes after the last look signals anew.
+        let _ = self.control.wake().read();
+        loop {
+            match self.commands.try_recv() {
+                // Whoever asked may have gone away meanwhile.
+                Ok(Command::Get(answer)) => drop(answer.send(self.engine.get())),
+                Ok(Command::Set(request, answer)) => drop(answer.send(self.set(now, &request))),
+                Ok(Command::Status(answer)) => drop(answer.send(self.status())),
+                Ok(Command::Stop) => return true,
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn set(&mut self, now: Now, request: &SetRequest) -> Result<(), SetError> {
+        let port = request.listen_port.unwrap_or(self.udp.port());
+        let (old_mark, mark) = (self.udp.mark(), request.fwmark.unwrap_or(self.udp.mark()));
+        let rebound = match port == self.udp.port() {
+            true => None,
+            false => Some(Udp::bind(port, mark)?),
+        };
+        if rebound.is_none() {
+            self.udp.set_mark(mark)?;
+        }
+        if let Err(error) = self.engine.apply(now, request) {
+            // The mark was accepted a moment ago, and the old one before.
+            let _ = self.udp.set_mark(old_mark);
+            return Err(error.into());
+        }
+        if let Some(udp) = rebound {
+            for (n, socket) in udp.sockets().enumerate() {
+                if let Err(error) = watch(&self.epoll, socket, UDP + n as u64) {
+                    tracing::error!(%error, "cannot watch the new UDP socket");
+                }
+            }
+            // Closing the old sockets takes them out of epoll.
+            self.udp = udp;
+        }
+        self.engine.set_listen(self.udp.port(), self.udp.mark());
+        Ok(())
+    }
+
+    fn status(&self) -> ShardStatus {
+        ShardStatus {
+            public_key: self.engine.public_key(),
+            listen_port: self.udp.port(),
+            peers: self.engine.peer_count(),
+            mtu_bytes: self.tun.as_ref().and_then(|tun| tun.mtu().ok()),
+            waiting_bytes: self.engine.waiting_bytes(),
+            counters: self.engine.counters().clone(),
+            udp: self.udp_counters,
+            tun_errors: self.tun_errors,
+        }
+    }
+
+    /// A device that somebody has deleted reads as broken for ever.
+    fn lose_tun(&mut self, now: Instant, error: &io::Error) {
+        tracing::warn!(interface = self.interface, %error, "the TUN device is gone; making it anew");
+        self.tun_errors += 1;
+        self.tun = None;
+        self.reopen_at = Some(now);
+    }
+
+    fn reopen_tun(&mut self, now: Instant) {
+        let opened: Result<Tun, TunError> = Tun::open(&self.interface, NEW_TUN_MTU);
+        match opened {
+            Ok(tun) => match watch(&self.epoll, &tun, TUN) {
+                Ok(()) => {
+                    tracing::info!(interface = self.interface, "the TUN device is back");
+                    self.tun = Some(tun);
+                    self.reopen_at = None;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot watch the TUN device");
+                    self.reopen_at = Some(now + REOPEN_EVERY);
+                }
+            },
+            Err(error) => {
+                tracing::warn!(%error, "cannot make the TUN device anew");
+                self.reopen_at = Some(now + REOPEN_EVERY);
+            }
+        }
+    }
+
+    fn timeout(&mut self, now: Instant) -> EpollTimeout {
+        let due = self
+            .engine
+            .poll_timeout()
+            .into_iter()
+            .chain(self.reopen_at)
+            .min();
+        let Some(due) = due else {
+            return EpollTimeout::NONE;
+        };
+        // Rounded up: woken too early, the loop would spin until the deadline.
+        let milliseconds = due
+            .saturating_duration_since(now)
+            .as_micros()
+            .div_ceil(1000);
+        EpollTimeout::from(u16::try_from(milliseconds).unwrap_or(u16::MAX))
+    }
+}
+
+fn watch(epoll: &Epoll, descriptor: &impl AsRawFd, about: u64) -> io::Result<()> {
+    let raw: RawFd = descriptor.as_raw_fd();
+    // SAFETY: the descriptor is open, for its owner is borrowed, and the borrow ends here.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
+    epoll.add(borrowed, EpollEvent::new(EpollFlags::EPOLLIN, about))?;
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! The read-only socket for what UAPI has no words for: `key=value` lines, then the end.
+//!
+//! | key | meaning |
+//! |---|---|
+//! | `version`, `interface`, `pid` | this daemon |
+//! | `public_key`, `listen_port`, `peers` | the device; the key is left out while there is none |
+//! | `mtu_bytes` | the TUN's MTU; left out while there is no TUN |
+//! | `uptime_seconds` | since the start |
+//! | `offload` | `none`, until segmentation offload is there |
+//! | `tun_rx_packets`, `tun_tx_packets` | inner packets read from the TUN, accepted for it |
+//! | `tun_errors` | packets that the TUN did not take, failed reads |
+//! | `udp_rx_datagrams`, `udp_tx_datagrams` | outer datagrams received, made |
+//! | `udp_send_errors` | datagrams not sent; of those `udp_send_unreachable`, `udp_send_refused`, `udp_send_too_large`, `udp_send_no_buffers` |
+//! | `udp_receive_errors` | failed receives |
+//! | `handshakes`, `roamed` | handshakes completed; endpoints that followed their peer |
+//! | `queue_bytes` | packets that wait for handshakes, all peers together |
+//! | `drop_<reason>` | dropped packets, a line for every [`DropReason`](crate::DropReason) |
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::os::unix::net::UnixListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::control::Control;
+use crate::shard::ShardStatus;
+
+/// How long a client may take to read.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Answers every connection with the present state, for ever.
+///
+/// # Errors
+/// What the kernel says about the thread.
+pub fn serve(listener: UnixListener, control: Control, interface: String) -> io::Result<()> {
+    let started = Instant::now();
+    thread::Builder::new()
+        .name("status".into())
+        .spawn(move || {
+            for client in listener.incoming() {
+                let Ok(mut client) = client else {
+                    thread::sleep(Duration::from_millis(100));
+                    continue;
+                };
+                let Ok(status) = control.status() else { return };
+                let text = render(&status, &interface, started.elapsed());
+                // A client that does not read gets no answer.
+                if client.set_write_timeout(Some(PATIENCE)).is_ok() {
+                    let _ = client.write_all(text.as_bytes());
+                }
+            }
+        })?;
+    Ok(())
+}
+
+/// Writes the lines of the table above.
+pub fn render(status: &ShardStatus, interface: &str, uptime: Duration) -> String {
+    let mut text = String::with_capacity(2048);
+    let mut line = |key: &str, value: &dyn std::fmt::Display| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{key}={value}");
+    };
+    line("version", &env!("CARGO_PKG_VERSION"));
+    line("interface", &interface);
+    line("pid", &std::process::id());
+    if let Some(public_key) = &status.public_key {
+        line("public_key", public_key);
+    }
+    line("listen_port", &status.listen_port);
+    line("peers", &status.peers);
+    if let Some(mtu_bytes) = status.mtu_bytes {
+        line("mtu_bytes", &mtu_bytes);
+    }
+    line("uptime_seconds", &uptime.as_secs());
+    line("offload", &"none");
+    let counters = &status.counters;
+    line("tun_rx_packets", &counters.tun_rx_packets);
+    line("tun_tx_packets", &counters.tun_tx_packets);
+    line("tun_errors", &status.tun_errors);
+    line("udp_rx_datagrams", &counters.udp_rx_datagrams);
+    line("udp_tx_datagrams", &counters.udp_tx_datagrams);
+    line("udp_send_errors", &status.udp.send_errors);
+    line("udp_send_unreachable", &status.udp.send_unreachable);
+    line("udp_send_refused", &status.udp.send_refused);
+    line("udp_send_too_large", &status.udp.send_too_large);
+    line("udp_send_no_buffers", &status.udp.send_no_buffers);
+    line("udp_receive_errors", &status.udp.receive_errors);
+    line("handshakes", &counters.handshakes);
+    line("roamed", &counters.roamed);
+    line("queue_bytes", &status.waiting_bytes);
+    for (reason, packets) in counters.drops.iter() {
+        line(&format!("drop_{}", reason.as_str()), &packets);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Counters, DropReason};
+
+    #[test]
+    fn every_drop_reason_has_a_line_and_every_line_a_value() {
+        let status = ShardStatus {
+            public_key: None,
+            listen_port: 51871,
+            peers: 3,
+            mtu_bytes: Some(1420),
+            waiting_bytes: 7,
+            counters: Counters::default(),
+            udp: Default::default(),
+            tun_errors: 0,
+        };
+        let text = render(&status, "warren0", Duration::from_secs(90));
+        assert!(
+            text.lines()
+                .all(|line| line.split_once('=').is_some_and(|(_, v)| !v.is_empty()))
+        );
+        assert!(text.contains("\nuptime_seconds=90\n"));
+        assert!(text.contains("\nqueue_bytes=7\n"));
+        for reason in DropReason::ALL {
+            assert!(text.contains(&format!("\ndrop_{}=0\n", reason.as_str())));
+        }
+    }
+}

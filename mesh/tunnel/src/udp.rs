@@ -1,0 +1,428 @@
+//! The two UDP sockets, and datagrams in batches: one system call for many.
+
+use std::io;
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+
+use crate::outbox::Outbox;
+use crate::sys::{check, int_option, set_int_option, wait_writable};
+
+/// The datagrams of one system call.
+pub(crate) const BATCH: usize = 64;
+/// The room of a received datagram: any datagram fits.
+const SLOT_BYTES: usize = 65_536;
+/// The size of the sockets' buffers: 30 ms at 2 Gb/s.
+const BUFFER_BYTES: libc::c_int = 8 << 20;
+/// How long a full send buffer is waited for. The TUN's queue fills up meanwhile, which slows the
+/// senders down; dropping would make them send again.
+const WAIT_WRITABLE_MS: libc::c_int = 10;
+/// How many ports of the kernel's choice are tried until one is free in both families.
+const PORT_TRIES: usize = 16;
+
+/// What can go wrong with the sockets.
+#[derive(Debug, thiserror::Error)]
+pub enum UdpError {
+    /// The port cannot be had.
+    #[error("listen on UDP port {port}: {source}; is another WireGuard running? Set listen_port")]
+    Bind {
+        /// The port asked for.
+        port: u16,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The mark cannot be set.
+    #[error("set fwmark {mark} on the UDP sockets: {source}; CAP_NET_ADMIN is needed")]
+    Mark {
+        /// The mark asked for.
+        mark: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// What the sockets have counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UdpCounters {
+    /// Datagrams that could not be sent.
+    pub send_errors: u64,
+    /// Of those, the ones that no route led to (ENETUNREACH, EHOSTUNREACH, EINVAL, EADDRNOTAVAIL).
+    pub send_unreachable: u64,
+    /// Of those, the ones that a local filter refused (EPERM, EACCES).
+    pub send_refused: u64,
+    /// Of those, the ones that were too large (EMSGSIZE).
+    pub send_too_large: u64,
+    /// Of those, the ones for which there was no memory or room (ENOBUFS, EAGAIN).
+    pub send_no_buffers: u64,
+    /// Errors on receiving; none of them ends the loop.
+    pub receive_errors: u64,
+}
+
+/// A socket for each family that the machine has.
+#[derive(Debug)]
+pub struct Udp {
+    v4: Option<Socket>,
+    v6: Option<Socket>,
+    port: u16,
+    mark: u32,
+}
+
+impl Udp {
+    /// Binds both families to one port; 0 lets the kernel choose it. A machine without one family
+    /// gets the other.
+    ///
+    /// # Errors
+    /// [`UdpError`]; there are then no sockets, and others are as they were.
+    pub fn bind(port: u16, mark: u32) -> Result<Self, UdpError> {
+        let failed = |source| UdpError::Bind { port, source };
+        let mut last = None;
+        for _ in 0..if port == 0 { PORT_TRIES } else { 1 } {
+            match Self::bind_once(port) {
+                Ok(udp) => return udp.with_mark(mark),
+                Err(source) if source.kind() == io::ErrorKind::AddrInUse => last = Some(source),
+                Err(source) => return Err(failed(source)),
+            }
+        }
+        Err(failed(
+            last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()),
+        ))
+    }
+
+    /// Returns the port, the same in both families.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Returns the mark of what is sent.
+    pub fn mark(&self) -> u32 {
+        self.mark
+    }
+
+    /// Marks everything that is sent from now on.
+    ///
+    /// # Errors
+    /// [`UdpError::Mark`] without CAP_NET_ADMIN.
+    pub fn set_mark(&mut self, mark: u32) -> Result<(), UdpError> {
+        for socket in self.sockets() {
+            if mark != self.mark {
+                socket
+                    .set_mark(mark)
+                    .map_err(|source| UdpError::Mark { mark, source })?;
+            }
+        }
+        self.mark = mark;
+        Ok(())
+    }
+
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    fn with_mark(mut self, mark: u32) -> Result<Self, UdpError> {
+        self.set_mark(mark)?;
+        Ok(self)
+    }
+
+    fn bind_once(port: u16) -> io::Result<Self> {
+        let v4 = present(open(
+            Domain::IPV4,
+            SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
+        ))?;
+        let port = match &v4 {
+            Some(socket) => local_port(socket)?,
+            None => port,
+        };
+        let v6 = present(open(
+            Domain::IPV6,
+            SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
+        ))?;
+        let port = match (&v4, &v6) {
+            (None, Some(socket)) => local_port(socket)?,
+            (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
+            _ => port,
+        };
+        Ok(Self {
+            v4,
+            v6,
+            port,
+            mark: 0,
+        })
+    }
+}
+
+fn open(domain: Domain, address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        domain,
+        Type::DGRAM.nonblocking().cloexec(),
+        Some(Protocol::UDP),
+    )?;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(true)?;
+        set_int_option(
+            &socket,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_DONT,
+        )?;
+    } else {
+        // A too large outer packet is fragmented: slower is better than not at all, and the inner
+        // MTU is chosen so that it does not come to that.
+        set_int_option(
+            &socket,
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DONT,
+        )?;
+    }
+    for (forced, name) in [
+        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
+        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
+    ] {
+        // The kernel's own limit is what remains without CAP_NET_ADMIN.
+        if set_int_option(&socket, libc::SOL_SOCKET, forced, BUFFER_BYTES).is_err() {
+            set_int_option(&socket, libc::SOL_SOCKET, name, BUFFER_BYTES)?;
+        }
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// A family that the machine does not have is no error.
+fn present(socket: io::Result<Socket>) -> io::Result<Option<Socket>> {
+    match socket {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn local_port(socket: &Socket) -> io::Result<u16> {
+    Ok(socket
+        .local_addr()?
+        .as_socket()
+        .map_or(0, |address| address.port()))
+}
+
+/// Asks the routing table how large a datagram to the endpoint may be, outer headers included; it
+/// knows of smaller links on the way where ICMP told it.
+///
+/// # Errors
+/// What the kernel says, for one when there is no route.
+pub fn path_mtu(endpoint: SocketAddr, mark: u32) -> io::Result<u32> {
+    let socket = Socket::new(
+        Domain::for_address(endpoint),
+        Type::DGRAM.nonblocking().cloexec(),
+        Some(Protocol::UDP),
+    )?;
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
+    socket.connect(&endpoint.into())?;
+    let (level, name) = match endpoint.ip() {
+        IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU),
+        IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU),
+    };
+    Ok(u32::try_from(int_option(&socket, level, name)?).unwrap_or_default())
+}
+
+/// Fixed room for a batch of received datagrams. Pages that no datagram has touched take no memory.
+pub(crate) struct ReceiveArena {
+    bytes: Vec<u8>,
+    addresses: Vec<SockAddrStorage>,
+    lengths: Vec<usize>,
+}
+
+impl ReceiveArena {
+    pub(crate) fn new() -> Self {
+        Self {
+            bytes: vec![0; BATCH * SLOT_BYTES],
+            addresses: (0..BATCH).map(|_| SockAddrStorage::zeroed()).collect(),
+            lengths: vec![0; BATCH],
+        }
+    }
+
+    /// Receives up to a batch and returns how many.
+    pub(crate) fn receive(&mut self, socket: &Socket) -> io::Result<usize> {
+        // SAFETY: plain data, for which all zero is a value.
+        let mut messages: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
+        // SAFETY: as above.
+        let mut vectors: [libc::iovec; BATCH] = unsafe { mem::zeroed() };
+        let slots = self.bytes.chunks_exact_mut(SLOT_BYTES);
+        for (((message, vector), slot), address) in messages
+            .iter_mut()
+            .zip(&mut vectors)
+            .zip(slots)
+            .zip(&mut self.addresses)
+        {
+            vector.iov_base = slot.as_mut_ptr().cast();
+            vector.iov_len = slot.len();
+            message.msg_hdr.msg_iov = vector;
+            message.msg_hdr.msg_iovlen = 1;
+            message.msg_hdr.msg_namelen = address.size_of();
+            message.msg_hdr.msg_name = std::ptr::from_mut(address).cast();
+        }
+        // SAFETY: each header points to one vector of one slot and to one address, all of which
+        // outlive the call and do not overlap.
+        let received = check(unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                messages.as_mut_ptr(),
+                BATCH as libc::c_uint,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        })? as usize;
+        for (length, message) in self.lengths.iter_mut().zip(&messages[..received]) {
+            *length = message.msg_len as usize;
+        }
+        Ok(received)
+    }
+
+    /// Returns a received datagram, and where it came from.
+    #[inline]
+    pub(crate) fn datagram(&self, n: usize) -> Option<(SocketAddr, &[u8])> {
+        let start = n * SLOT_BYTES;
+        let datagram = &self.bytes[start..start + self.lengths[n]];
+        Some((socket_address(&self.addresses[n])?, datagram))
+    }
+}
+
+#[inline]
+fn socket_address(storage: &SockAddrStorage) -> Option<SocketAddr> {
+    // SAFETY: the kernel wrote an address of the family that it names, or the storage is zero.
+    let raw: &libc::sockaddr_storage =
+        unsafe { &*std::ptr::from_ref(storage).cast::<libc::sockaddr_storage>() };
+    match libc::c_int::from(raw.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says that this is what is stored.
+            let raw = unsafe { &*std::ptr::from_ref(raw).cast::<libc::sockaddr_in>() };
+            let address = Ipv4Addr::from(u32::from_be(raw.sin_addr.s_addr));
+            Some(SocketAddr::new(address.into(), u16::from_be(raw.sin_port)))
+        }
+        libc::AF_INET6 => {
+            // SAFETY: the family says that this is what is stored.
+            let raw = unsafe { &*std::ptr::from_ref(raw).cast::<libc::sockaddr_in6>() };
+            let address = Ipv6Addr::from(raw.sin6_addr.s6_addr);
+            // The flow label is not part of who the peer is.
+            Some(SocketAddr::V6(std::net::SocketAddrV6::new(
+                address,
+                u16::from_be(raw.sin6_port),
+                0,
+                raw.sin6_scope_id,
+            )))
+        }
+        _ => None,
+    }
+}
+
+/// Sends what is in the outbox for the network; what cannot be sent is counted and passed over.
+pub(crate) fn send(udp: &Udp, out: &Outbox, counters: &mut UdpCounters) {
+    let mut batch = SendBatch::default();
+    for (endpoint, datagram) in out.datagrams() {
+        let socket = if endpoint.is_ipv4() { &udp.v4 } else { &udp.v6 };
+        let Some(socket) = socket else {
+            counters.send_errors += 1;
+            counters.send_unreachable += 1;
+            continue;
+        };
+        let descriptor = socket.as_raw_fd();
+        if batch.descriptor != descriptor || batch.items.len() == BATCH {
+            batch.flush(counters);
+            batch.descriptor = descriptor;
+        }
+        let same = batch.items.last().map_or(0, |(_, n)| *n);
+        // Neighbours mostly go to one endpoint: its address is converted once.
+        match batch.addresses.last() {
+            Some((last, _)) if *last == endpoint => batch.items.push((datagram, same)),
+            _ => {
+                batch.addresses.push((endpoint, endpoint.into()));
+                batch.items.push((datagram, batch.addresses.len() - 1));
+            }
+        }
+    }
+    batch.flush(counters);
+}
+
+#[derive(Default)]
+struct SendBatch<'a> {
+    descriptor: RawFd,
+    addresses: Vec<(SocketAddr, SockAddr)>,
+    items: Vec<(&'a [u8], usize)>,
+}
+
+impl SendBatch<'_> {
+    fn flush(&mut self, counters: &mut UdpCounters) {
+        let count = self.items.len();
+        // SAFETY: plain data, for which all zero is a value.
+        let mut messages: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
+        // SAFETY: as above.
+        let mut vectors: [libc::iovec; BATCH] = unsafe { mem::zeroed() };
+        for ((message, vector), (datagram, address)) in
+            messages.iter_mut().zip(&mut vectors).zip(&self.items)
+        {
+            let address = &self.addresses[*address].1;
+            vector.iov_base = datagram.as_ptr().cast_mut().cast();
+            vector.iov_len = datagram.len();
+            message.msg_hdr.msg_iov = vector;
+            message.msg_hdr.msg_iovlen = 1;
+            message.msg_hdr.msg_name = address.as_ptr().cast_mut().cast();
+            message.msg_hdr.msg_namelen = address.len();
+        }
+        let mut sent = 0;
+        let mut waited = false;
+        while sent < count {
+            let rest = &mut messages[sent..count];
+            // SAFETY: each header points to one vector of a datagram and to one address, all of
+            // which outlive the call; sendmmsg only reads them.
+            let result = check(unsafe {
+                libc::sendmmsg(
+                    self.descriptor,
+                    rest.as_mut_ptr(),
+                    rest.len() as libc::c_uint,
+                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+                )
+            });
+            match result {
+                Ok(now) => sent += now as usize,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::EAGAIN) if !waited => {
+                        waited = true;
+                        wait_writable(self.descriptor, WAIT_WRITABLE_MS);
+                    }
+                    code => {
+                        // Of the first of the rest; the others are tried.
+                        counters.count_send_error(code);
+                        sent += 1;
+                    }
+                },
+            }
+        }
+        self.items.clear();
+        self.addresses.clear();
+    }
+}
+
+impl UdpCounters {
+    fn count_send_error(&mut self, code: Option<i32>) {
+        self.send_errors += 1;
+        match code {
+            Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL | libc::EADDRNOTAVAIL) => {
+                self.send_unreachable += 1;
+            }
+            Some(libc::EPERM | libc::EACCES) => self.send_refused += 1,
+            Some(libc::EMSGSIZE) => self.send_too_large += 1,
+            Some(libc::ENOBUFS | libc::EAGAIN) => self.send_no_buffers += 1,
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Unix sockets in the file system: made for root alone, replaced when their owner is dead, removed
+//! at the end.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// Why a socket could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Somebody answers on it.
+    #[error("listen on {path}: already running, another process answers there; stop it first")]
+    AlreadyRunning {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// There is something else in its place.
+    #[error("listen on {path}: there is a file that is no socket; remove it")]
+    NoSocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file system refused.
+    #[error("{operation} {path}: {source}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The file of a listening socket; dropping it removes the file, unless it is another's by now.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+/// Listens on a path, for root alone (socket 0600, in a directory 0700 if it has to be made).
+///
+/// # Errors
+/// [`SocketError::AlreadyRunning`] when a living process answers there; the others say what is in
+/// the way.
+pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
+    let failed = |operation| {
+        move |source| SocketError::Io {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    if let Some(parent) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)
+            .map_err(failed("make the directory of"))?;
+    }
+    remove_stale(path)?;
+    let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("set the mode of"))?;
+    let inode = fs::symlink_metadata(path).map_err(failed("look at"))?.ino();
+    Ok((
+        listener,
+        SocketFile {
+            path: path.to_owned(),
+            inode,
+        },
+    ))
+}
+
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    let failed = |operation| {
+        move |source| SocketError::Io {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("look at")(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(SocketError::NoSocket {
+                path: path.to_owned(),
+            });
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(SocketError::AlreadyRunning {
+            path: path.to_owned(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed("remove the dead socket"))
+        }
+        Err(error) => Err(failed("try")(error)),
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_socket_is_replaced_and_a_living_one_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/x.sock");
+        let (listener, file) = listen(&path).unwrap();
+        assert!(matches!(
+            listen(&path),
+            Err(SocketError::AlreadyRunning { .. })
+        ));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777,
+            0o700
+        );
+        drop(listener);
+        let (_listener, second) = listen(&path).unwrap();
+        drop(file);
+        assert!(
+            path.exists(),
+            "the first one's end must not remove the second one's socket"
+        );
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sock");
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(listen(&path), Err(SocketError::NoSocket { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+}
