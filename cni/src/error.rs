@@ -105,7 +105,9 @@ impl Error {
     /// What a person can do about it.
     pub fn details(&self) -> &'static str {
         match self {
-            Self::Env(EnvError::UnsupportedVerb { .. }) => "this plugin carries out only the verbs that msg lists",
+            Self::Env(EnvError::UnsupportedVerb { .. }) => {
+                "this plugin carries out only the verbs that msg lists"
+            }
             Self::Env(_) => "the container runtime sets these, see the CNI specification",
             Self::Config(_) | Self::PrevResult(_) | Self::LogFile { .. } => {
                 "correct the CNI configuration of this node"

@@ -1,0 +1,148 @@
+//! What the program answers without touching anything: verbs, versions, errors, panics.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use warren_cni::call::answer;
+
+fn run(env: &[(&str, &str)], stdin: Option<&[u8]>) -> (bool, Value, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warren-cni"));
+    command.env_clear().envs(env.iter().copied());
+    command.stdin(if stdin.is_some() {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    });
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    if let Some(mut pipe) = child.stdin.take() {
+        // A program that refuses early does not read to the end.
+        let _ = pipe.write_all(stdin.unwrap_or_default());
+    }
+    let out = child.wait_with_output().unwrap();
+    let json = serde_json::from_slice(&out.stdout).unwrap();
+    (
+        out.status.success(),
+        json,
+        String::from_utf8(out.stderr).unwrap(),
+    )
+}
+
+const VERSION: [(&str, &str); 1] = [("CNI_COMMAND", "VERSION")];
+const DEL: [(&str, &str); 3] = [
+    ("CNI_COMMAND", "DEL"),
+    ("CNI_CONTAINERID", "c1"),
+    ("CNI_IFNAME", "eth0"),
+];
+
+#[test]
+fn version_works_with_without_and_with_broken_stdin() {
+    let supported = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    let cases: [(Option<&[u8]>, &str); 4] = [
+        (None, "1.1.0"),
+        (Some(b""), "1.1.0"),
+        (Some(b"{"), "1.1.0"),
+        (Some(b"{\"cniVersion\":\"0.4.0\"}"), "0.4.0"),
+    ];
+    for (stdin, version) in cases {
+        let (success, json, stderr) = run(&VERSION, stdin);
+        assert!(success && stderr.is_empty(), "{stderr}");
+        assert_eq!(
+            json,
+            json!({"cniVersion": version, "supportedVersions": supported})
+        );
+    }
+}
+
+#[test]
+fn version_does_not_wait_for_a_silent_stdin() {
+    let (silent, _held_open) = io::pipe().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warren-cni"));
+    command
+        .env_clear()
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(silent);
+    let out = command.output().unwrap();
+    assert!(out.status.success());
+    assert!(
+        String::from_utf8(out.stdout)
+            .unwrap()
+            .contains("supportedVersions")
+    );
+}
+
+#[test]
+fn errors_are_json_with_the_right_code_and_version() {
+    let conf = |version: &str, name: &str| {
+        json!({"cniVersion": version, "name": name, "type": "t"})
+            .to_string()
+            .into_bytes()
+    };
+    let cases: [(&[(&str, &str)], Vec<u8>, u32, &str, &str); 8] = [
+        (&[], Vec::new(), 4, "1.1.0", "CNI_COMMAND"),
+        (&[("CNI_COMMAND", "CHECK")], Vec::new(), 4, "1.1.0", "CHECK"),
+        (&[("CNI_COMMAND", "GC")], Vec::new(), 4, "1.1.0", "GC"),
+        (
+            &[("CNI_COMMAND", "STATUS")],
+            Vec::new(),
+            4,
+            "1.1.0",
+            "STATUS",
+        ),
+        (&DEL, Vec::new(), 6, "1.1.0", "empty"),
+        (&DEL, conf("0.2.0", "n"), 1, "1.1.0", "0.2.0"),
+        (&DEL, conf("0.4.0", ""), 7, "1.1.0", "name"),
+        (&DEL, vec![b' '; (1 << 20) + 1], 7, "1.1.0", "longer"),
+    ];
+    for (env, stdin, code, version, word) in cases {
+        let (success, json, _) = run(env, Some(&stdin));
+        assert!(!success);
+        assert_eq!(
+            (&json["code"], &json["cniVersion"]),
+            (&json!(code), &json!(version)),
+            "{json}"
+        );
+        assert!(json["msg"].as_str().unwrap().contains(word), "{json}");
+        assert_eq!(json.as_object().unwrap().len(), 4, "{json}");
+    }
+}
+
+struct PanickingStdin(File);
+
+impl Read for PanickingStdin {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        panic!("the worst has happened")
+    }
+}
+
+impl AsFd for PanickingStdin {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[test]
+fn a_panic_is_told_as_an_internal_error() {
+    let env = |name: &str| {
+        DEL.iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| OsString::from(value))
+    };
+    let answer = answer(env, PanickingStdin(File::open("/dev/null").unwrap()));
+    assert!(!answer.success);
+    let json = answer.output.unwrap();
+    assert_eq!(json["code"], 999);
+    assert!(
+        json["msg"]
+            .as_str()
+            .unwrap()
+            .contains("the worst has happened")
+    );
+}

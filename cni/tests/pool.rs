@@ -1,0 +1,323 @@
+//! The allocator against a naive oracle that knows every address of its ranges.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+use warren_cni::env::{AttachmentId, ContainerId, IfName};
+use warren_cni::ipam::{COOL_DOWN, Pool, PoolError};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Reserve(u8),
+    Release(u8),
+    GiveBack(u8),
+    Wait(u64),
+    Reboot,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        8 => (0..20u8).prop_map(Step::Reserve),
+        6 => (0..20u8).prop_map(Step::Release),
+        1 => (0..20u8).prop_map(Step::GiveBack),
+        3 => (0..90u64).prop_map(Step::Wait),
+        1 => Just(Step::Reboot),
+    ];
+    prop::collection::vec(step, 1..250)
+}
+
+/// One family's addresses, each in exactly one of three lists.
+#[derive(Clone, Default)]
+struct Oracle {
+    unused: VecDeque<IpAddr>,
+    freed: VecDeque<(IpAddr, u64)>,
+    reserved: BTreeMap<u8, IpAddr>,
+}
+
+impl Oracle {
+    fn pick(&mut self, now: u64) -> Option<IpAddr> {
+        if let Some(address) = self.unused.pop_front() {
+            return Some(address);
+        }
+        let cooled = |(_, at): &(IpAddr, u64)| now.saturating_sub(*at) >= COOL_DOWN.as_secs();
+        let i = self.freed.iter().position(cooled)?;
+        self.freed.remove(i).map(|(address, _)| address)
+    }
+}
+
+fn owner(id: impl std::fmt::Display) -> AttachmentId {
+    AttachmentId {
+        container_id: ContainerId::new(format!("c{id}")).unwrap(),
+        ifname: IfName::new("eth0").unwrap(),
+    }
+}
+
+fn ranges(texts: &[&str]) -> BTreeSet<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn reserve(pool: &mut Pool, id: u32, range: &str, now: u64) -> Result<IpAddr, PoolError> {
+    let now = Duration::from_secs(now);
+    let granted = pool.reserve(&owner(id), None, &ranges(&[range]), &BTreeSet::new(), now)?;
+    Ok(granted.addresses[0])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_pool_does_what_the_oracle_does(steps in steps()) {
+        let both = ranges(&["10.1.0.16/28", "fd00::70/124"]);
+        // All but network, first, and (IPv4) broadcast address.
+        let v4 = (18..=30u8).map(|i| IpAddr::from([10, 1, 0, i])).collect();
+        let v6 = (0x72..=0x7fu16).map(|i| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, i])).collect();
+        let mut oracle = [
+            Oracle { unused: v4, ..Oracle::default() },
+            Oracle { unused: v6, ..Oracle::default() },
+        ];
+        let mut pool = Pool::new("net", "boot-0");
+        let (mut now, mut boot) = (1000u64, 0);
+        for step in steps {
+            match step {
+                Step::Reserve(id) => {
+                    let got = pool.reserve(
+                        &owner(id), None, &both, &BTreeSet::new(), Duration::from_secs(now),
+                    );
+                    if let Some(held) = oracle[0].reserved.get(&id) {
+                        let granted = got.unwrap();
+                        prop_assert!(!granted.fresh);
+                        prop_assert_eq!(granted.addresses, vec![*held, oracle[1].reserved[&id]]);
+                        continue;
+                    }
+                    let mut next = oracle.clone();
+                    match (next[0].pick(now), next[1].pick(now)) {
+                        (Some(v4), Some(v6)) => {
+                            next[0].reserved.insert(id, v4);
+                            next[1].reserved.insert(id, v6);
+                            oracle = next;
+                            let granted = got.unwrap();
+                            prop_assert!(granted.fresh);
+                            prop_assert_eq!(granted.addresses, vec![v4, v6]);
+                        }
+                        (v4, _) => {
+                            let short = &oracle[usize::from(v4.is_some())];
+                            match got {
+                                Err(PoolError::UsedUp { taken, cooling, .. }) => {
+                                    prop_assert_eq!(taken, short.reserved.len());
+                                    prop_assert_eq!(cooling, short.freed.len());
+                                }
+                                other => prop_assert!(false, "{other:?}"),
+                            }
+                        }
+                    }
+                }
+                Step::Release(id) => {
+                    let released = pool.release(&owner(id), Duration::from_secs(now));
+                    let mut expected = Vec::new();
+                    for family in &mut oracle {
+                        let Some(address) = family.reserved.remove(&id) else { continue };
+                        family.freed.push_back((address, now));
+                        expected.push(address);
+                    }
+                    prop_assert_eq!(released, expected);
+                }
+                Step::GiveBack(id) => {
+                    pool.give_back(&owner(id));
+                    for family in &mut oracle {
+                        let Some(address) = family.reserved.remove(&id) else { continue };
+                        family.freed.push_front((address, 0));
+                    }
+                }
+                Step::Wait(seconds) => now += seconds,
+                Step::Reboot => {
+                    boot += 1;
+                    now = 30;
+                    // In the order of the reservations, which is the order of reserving.
+                    let order: Vec<IpAddr> =
+                        pool.reservations().iter().flat_map(|r| r.addresses.clone()).collect();
+                    pool.begin_boot(&format!("boot-{boot}"));
+                    for (i, family) in oracle.iter_mut().enumerate() {
+                        family.freed.iter_mut().for_each(|freed| freed.1 = 0);
+                        let own = order.iter().filter(|a| usize::from(a.is_ipv6()) == i);
+                        family.freed.extend(own.map(|address| (*address, 0)));
+                        family.reserved.clear();
+                    }
+                }
+            }
+            // What is stored can be read again, and passes its own check.
+            let text = serde_json::to_string(&pool).unwrap();
+            let again: Pool = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(again.check("net"), Ok(()));
+            prop_assert_eq!(&again, &pool);
+        }
+    }
+}
+
+#[test]
+fn tiny_ranges_have_nothing_to_give_or_only_what_is_allowed() {
+    for range in ["10.0.0.0/32", "10.0.0.0/31", "fd00::/128", "fd00::/127"] {
+        let error = reserve(&mut Pool::new("n", "b"), 1, range, 100).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                PoolError::UsedUp {
+                    taken: 0,
+                    cooling: 0,
+                    ..
+                }
+            ),
+            "{range}"
+        );
+    }
+    let mut pool = Pool::new("n", "b");
+    assert_eq!(
+        reserve(&mut pool, 1, "10.0.0.0/30", 100),
+        Ok("10.0.0.2".parse().unwrap())
+    );
+    assert!(reserve(&mut pool, 2, "10.0.0.0/30", 100).is_err());
+    let mut pool = Pool::new("n", "b");
+    assert_eq!(
+        reserve(&mut pool, 1, "255.255.255.0/24", 9),
+        Ok("255.255.255.2".parse().unwrap())
+    );
+    let top = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126";
+    let mut pool = Pool::new("n", "b");
+    assert!(reserve(&mut pool, 1, top, 9).is_ok() && reserve(&mut pool, 2, top, 9).is_ok());
+    assert!(reserve(&mut pool, 3, top, 9).is_err());
+}
+
+#[test]
+fn a_node_without_ranges_gives_nothing() {
+    let mut pool = Pool::new("n", "b");
+    let none = pool.reserve(
+        &owner(1),
+        None,
+        &BTreeSet::new(),
+        &BTreeSet::new(),
+        COOL_DOWN,
+    );
+    assert_eq!(none, Err(PoolError::NoRange));
+}
+
+#[test]
+fn a_large_range_comes_round_in_order_with_a_bounded_document() {
+    let range = "10.0.0.0/20";
+    let mut pool = Pool::new("n", "b");
+    let mut rounds: [Vec<IpAddr>; 2] = Default::default();
+    let mut now = 100;
+    for round in &mut rounds {
+        for i in 0..4093 {
+            now += 61;
+            round.push(reserve(&mut pool, i, range, now).unwrap());
+            pool.release(&owner(i), Duration::from_secs(now));
+        }
+    }
+    let distinct: BTreeSet<_> = rounds[0].iter().collect();
+    assert_eq!(distinct.len(), 4093);
+    assert_eq!(rounds[0], rounds[1]);
+    assert!(serde_json::to_vec(&pool).unwrap().len() < 64 << 10);
+}
+
+#[test]
+fn an_ipv6_podcidr_is_neither_enumerated_nor_remembered() {
+    let mut pool = Pool::new("n", "b");
+    let mut seen = BTreeSet::new();
+    for i in 0..3000u32 {
+        let now = 100 + u64::from(i);
+        assert!(seen.insert(reserve(&mut pool, i, "fd00:0:0:1::/64", now).unwrap()));
+        pool.release(&owner(i), Duration::from_secs(now));
+    }
+    assert!(serde_json::to_vec(&pool).unwrap().len() < 64 << 10);
+}
+
+#[test]
+fn a_changed_podcidr_gives_new_addresses_and_takes_none() {
+    let mut pool = Pool::new("n", "b");
+    let old = reserve(&mut pool, 1, "10.1.0.0/24", 100).unwrap();
+    let new = reserve(&mut pool, 2, "10.2.0.0/24", 100).unwrap();
+    assert_eq!(new, IpAddr::from([10, 2, 0, 2]));
+    assert_eq!(reserve(&mut pool, 1, "10.2.0.0/24", 100), Ok(old));
+    // An overlapping range never gives what a pod still has.
+    assert_eq!(
+        reserve(&mut pool, 3, "10.1.0.0/16", 100),
+        Ok("10.1.0.3".parse().unwrap())
+    );
+    assert_eq!(
+        reserve(&mut pool, 4, "10.1.0.0/24", 100),
+        Ok("10.1.0.4".parse().unwrap())
+    );
+}
+
+#[test]
+fn a_family_that_the_node_gains_is_added_to_a_reservation() {
+    let mut pool = Pool::new("n", "b");
+    let v4 = reserve(&mut pool, 1, "10.1.0.0/24", 100).unwrap();
+    let both = ranges(&["10.1.0.0/24", "fd00::/64"]);
+    let granted = pool
+        .reserve(&owner(1), None, &both, &BTreeSet::new(), COOL_DOWN)
+        .unwrap();
+    assert_eq!(granted.addresses, [v4, "fd00::2".parse().unwrap()]);
+    assert!(!granted.fresh);
+}
+
+#[test]
+fn what_another_network_has_is_not_given_until_it_is_free_there() {
+    let range = ranges(&["10.0.0.0/29"]);
+    let elsewhere: BTreeSet<IpAddr> = ["10.0.0.2", "10.0.0.4"].map(|a| a.parse().unwrap()).into();
+    let mut pool = Pool::new("n", "b");
+    let mut got = Vec::new();
+    for i in 0..3 {
+        let granted = pool
+            .reserve(&owner(i), None, &range, &elsewhere, COOL_DOWN)
+            .unwrap();
+        got.extend(granted.addresses);
+    }
+    let expected: [IpAddr; 3] = ["10.0.0.3", "10.0.0.5", "10.0.0.6"].map(|a| a.parse().unwrap());
+    assert_eq!(got, expected);
+    let full = pool
+        .reserve(&owner(9), None, &range, &elsewhere, COOL_DOWN)
+        .unwrap_err();
+    assert!(
+        matches!(
+            full,
+            PoolError::UsedUp {
+                taken: 5,
+                cooling: 0,
+                ..
+            }
+        ),
+        "{full}"
+    );
+    let later = pool
+        .reserve(&owner(9), None, &range, &BTreeSet::new(), COOL_DOWN)
+        .unwrap();
+    assert_eq!(later.addresses, [IpAddr::from([10, 0, 0, 2])]);
+}
+
+#[test]
+fn documents_that_cannot_be_ours_are_found_out() {
+    let mut pool = Pool::new("n", "b");
+    reserve(&mut pool, 1, "10.0.0.0/29", 100).unwrap();
+    reserve(&mut pool, 2, "10.0.0.0/29", 100).unwrap();
+    let good = serde_json::to_value(&pool).unwrap();
+    assert_eq!(pool.check("n"), Ok(()));
+    assert!(pool.check("other").unwrap_err().contains("\"other\""));
+    let damaged = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut value = good.clone();
+        change(&mut value);
+        serde_json::from_value::<Pool>(value)
+            .unwrap()
+            .check("n")
+            .unwrap_err()
+    };
+    assert!(damaged(&|v| v["format"] = 2.into()).contains("format"));
+    let twice = damaged(&|v| v["reservations"][1]["addresses"] = serde_json::json!(["10.0.0.2"]));
+    assert!(twice.contains("10.0.0.2 twice"), "{twice}");
+    let owner = damaged(&|v| v["reservations"][1]["containerId"] = "c1".into());
+    assert!(owner.contains("c1/eth0 twice"), "{owner}");
+    let next = damaged(&|v| v["ranges"]["10.0.0.0/29"]["next"] = "10.0.0.1".into());
+    assert!(next.contains("10.0.0.0/29"), "{next}");
+}
