@@ -23,9 +23,7 @@ pub enum LabError {
         source: std::io::Error,
     },
     /// A command ended with another code than 0.
-    #[error(
-        "`{command}` on {host} failed with {status}\n{stdout}{stderr}\nto look around: {enter}"
-    )]
+    #[error("`{command}` on {host} failed with {status}\n{output}\nto look around: {enter}")]
     Command {
         /// The host or pod it ran on.
         host: String,
@@ -33,10 +31,8 @@ pub enum LabError {
         command: String,
         /// How it ended.
         status: String,
-        /// Its standard output.
-        stdout: String,
-        /// Its standard error.
-        stderr: String,
+        /// Its standard output and error.
+        output: String,
         /// The command line that enters the host.
         enter: String,
     },

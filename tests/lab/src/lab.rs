@@ -1,9 +1,10 @@
 //! The lab: hosts, switches and routers that vanish with the test process.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use crate::capture::{Capture, ClearTextRules, Retap, Tap};
 use crate::directory;
 use crate::error::{LabError, Result};
 use crate::holder::LabInit;
@@ -32,6 +33,7 @@ pub(crate) struct LabCore {
     mnt_ns: std::os::fd::OwnedFd,
     spaces: Mutex<Vec<Space>>,
     pub(crate) links: Mutex<Vec<Link>>,
+    captures: Mutex<Vec<Weak<Retap>>>,
 }
 
 /// A lab that was left running on purpose; see [`Lab::detach`].
@@ -77,6 +79,7 @@ impl Lab {
             mnt_ns,
             spaces: Mutex::default(),
             links: Mutex::default(),
+            captures: Mutex::default(),
         };
         Ok(Self {
             core: Arc::new(core),
@@ -162,6 +165,17 @@ impl Lab {
         Link::new(&self.core, a, b)
     }
 
+    /// Captures on all the taps at once, judging each packet by `rules` as it passes.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Capture`] naming the tap and the step.
+    pub fn capture(&self, taps: &[Tap], rules: ClearTextRules) -> Result<Capture> {
+        let capture = Capture::start(&self.core.name, taps, rules)?;
+        lock(&self.core.captures).push(Arc::downgrade(capture.retap()));
+        Ok(capture)
+    }
+
     /// Leaves the lab running after this process has ended, processes started in it included.
     ///
     /// # Errors
@@ -208,6 +222,15 @@ impl LabCore {
     /// The namespaces below which hosts are made.
     pub(crate) fn parent(&self) -> (&std::os::fd::OwnedFd, &std::os::fd::OwnedFd) {
         (&self.pid_ns, &self.mnt_ns)
+    }
+
+    /// Lets the captures follow interfaces that were made again.
+    pub(crate) fn refresh_captures(&self) {
+        let mut captures = lock(&self.captures);
+        captures.retain(|c| c.strong_count() > 0);
+        for capture in captures.iter().filter_map(Weak::upgrade) {
+            capture.refresh();
+        }
     }
 
     pub(crate) fn add_space(&self, space: &Space) {

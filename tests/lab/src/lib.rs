@@ -36,7 +36,10 @@ mod process;
 mod space;
 mod util;
 
-pub use capture::Tap;
+pub use capture::{
+    Allow, Capture, ClearTextRules, Count, Family, KEPT_PACKETS, LinkReport, Offence, Report, Tap,
+    WireGuardKind,
+};
 pub use error::{LabError, Result};
 pub use host::{Bridge, Host, Pod};
 pub use lab::{Detached, Lab};

@@ -298,6 +298,10 @@ impl Link {
         if let Some(mbit) = faults.mbit {
             self.apply_shape(mbit)?;
         }
+        // Captures must be back before the first frame.
+        if let Some(lab) = self.inner.lab.upgrade() {
+            lab.refresh_captures();
+        }
         // The switch first: a host that comes up talks at once.
         let far = self.far();
         let near = if std::ptr::eq(far, a) { b } else { a };

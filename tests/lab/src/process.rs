@@ -294,8 +294,7 @@ pub(crate) fn checked(place: &Place<'_>, command: &Command, output: Output) -> R
         host: place.host.to_owned(),
         command: display(command),
         status: output.status.to_string(),
-        stdout: output.stdout,
-        stderr: output.stderr,
+        output: output.stdout + &output.stderr,
         enter: place.enter.to_owned(),
     })
 }
