@@ -1,0 +1,114 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use warren_core::consts;
+
+/// Shows what the encrypted pod network of this node does.
+#[derive(Debug, Parser)]
+#[command(name = "warren", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print what `wg show` prints, with the node's name beside each peer
+    #[command(after_help = SHOW_HELP)]
+    Show(ShowArgs),
+    /// Print how this node and its peers are
+    #[command(after_help = STATUS_HELP)]
+    Status(StatusArgs),
+}
+
+const SHOW_HELP: &str = "\
+Without a FIELD, the form for people; the node's name stands after a peer's key, in parentheses,
+when the agent answers. With a FIELD, the output is that of `wg show` byte for byte: `private-key`,
+`preshared-keys` and `dump` print secret keys. (wg 1.0.20210914 leaves the interface's name out of
+all lines but the first of `all endpoints`; here it begins every line.)
+
+Interfaces are those with a socket in the UAPI directory, by name; WireGuard devices of the kernel
+are not shown.
+
+WG_COLOR_MODE (always, never) and WG_HIDE_KEYS (never) are honoured as by wg.
+
+Exit code: 0 when something could be shown or no interface exists, 1 when nothing could be read,
+2 for wrong usage.";
+
+const STATUS_HELP: &str = "\
+Exit code: 0 all well; 1 trouble: not protected, the tunnel, the registry or the agent does not
+answer, the nodes are not all known yet, or something could not be done; 2 nothing at all could be
+read, or wrong usage.
+Nodes that are refused, or idle, are no trouble of this node.";
+
+/// Arguments of `warren show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// An interface's name; `all`; or `interfaces`, which lists their names [default: all]
+    pub interface: Option<String>,
+    /// Print this alone, in wg's form for scripts
+    #[arg(value_enum, requires = "interface")]
+    pub field: Option<Field>,
+    /// Print JSON, with the field names of wireguard-tools' wg-json; secret keys are hidden
+    #[arg(long, conflicts_with = "field")]
+    pub json: bool,
+    /// Where the sockets are.
+    #[command(flatten)]
+    pub directories: Directories,
+}
+
+/// Arguments of `warren status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print the agent's status document, indented
+    #[arg(long)]
+    pub json: bool,
+    /// Where the sockets are.
+    #[command(flatten)]
+    pub directories: Directories,
+}
+
+/// The directories of the sockets.
+#[derive(Clone, Debug, Args)]
+pub struct Directories {
+    /// Directory of the WireGuard UAPI sockets
+    #[arg(long, env = "WARREN_UAPI_DIR", default_value = consts::UAPI_DIR)]
+    pub uapi_dir: PathBuf,
+    /// Directory of Warren's own sockets
+    #[arg(long, env = "WARREN_RUN_DIR", default_value = consts::RUN_DIR)]
+    pub run_dir: PathBuf,
+}
+
+/// The single fields of `wg show`, and its dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "kebab-case")]
+pub enum Field {
+    /// The device's public key
+    PublicKey,
+    /// The device's private key
+    PrivateKey,
+    /// The UDP port
+    ListenPort,
+    /// The mark of outgoing packets
+    Fwmark,
+    /// The peers' public keys
+    Peers,
+    /// The peers' preshared keys
+    PresharedKeys,
+    /// The peers' endpoints
+    Endpoints,
+    /// The peers' prefixes
+    AllowedIps,
+    /// Unix times of the newest handshakes
+    LatestHandshakes,
+    /// The peers' keepalive intervals in seconds
+    PersistentKeepalive,
+    /// Received and sent bytes
+    Transfer,
+    /// All of it, with tabs between
+    Dump,
+}

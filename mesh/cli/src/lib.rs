@@ -1,0 +1,37 @@
+//! The command for people: `warren show` and `warren status`.
+//!
+//! Job: read the sockets that the tunnel and the agent offer ([`sources`]), and print what they
+//! say: as `wg show` does ([`show`]), or as a page about the node and its peers ([`status`]).
+//!
+//! It refuses to change anything: it writes to no file, sends nothing but `get=1`, and does not
+//! remove dead sockets as `wg` does. Text that came from other nodes is cleaned of control
+//! characters before it reaches a terminal ([`text::clean`]). The clock and the environment are
+//! handed in ([`Environment`]), so that all output can be tested.
+//!
+//! ```text
+//! /var/run/wireguard/*.sock --Device--> show ----> stdout
+//! /run/warren/agent.sock ----AgentStatus--^-> status --> stdout, exit code
+//! /run/warren/tunnel.sock ---key=value lines----^  (when the agent does not answer)
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod json;
+mod outcome;
+pub mod show;
+pub mod socket;
+pub mod sources;
+pub mod status;
+pub mod text;
+
+pub use args::Cli;
+pub use outcome::{Environment, Outcome};
+
+/// Runs a command and returns what it prints and its exit code.
+pub fn run(cli: &Cli, environment: &Environment) -> Outcome {
+    match &cli.command {
+        args::Command::Show(args) => show::run(args, environment),
+        args::Command::Status(args) => status::run(args, environment),
+    }
+}
