@@ -1,7 +1,7 @@
 //! `warren-cni`: the CNI plugin of Warren.
 //!
 //! Job: attach a pod to the node and detach it, as the CNI specification has it, while the agent
-//! may be down. Environment and stdin become a request ([`env`], [`config`]), addresses are
+//! may be down. Environment and stdin become a request ([`mod@env`], [`config`]), addresses are
 //! reserved ([`ipam`]), what is to be made is planned ([`plan`]) and carried out with an undo
 //! ([`attach`]), and the answer goes to stdout in the version asked for ([`result`]).
 //!

@@ -1,5 +1,10 @@
 //! What the program answers without touching anything: verbs, versions, errors, panics.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a test a failed step is a failed test"
+)]
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -9,7 +14,9 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use warren_cni::call::answer;
 
-fn run(env: &[(&str, &str)], stdin: Option<&[u8]>) -> (bool, Value, String) {
+type Env<'a> = &'a [(&'a str, &'a str)];
+
+fn run(env: Env, stdin: Option<&[u8]>) -> (bool, Value, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_warren-cni"));
     command.env_clear().envs(env.iter().copied());
     command.stdin(if stdin.is_some() {
@@ -85,7 +92,7 @@ fn errors_are_json_with_the_right_code_and_version() {
             .to_string()
             .into_bytes()
     };
-    let cases: [(&[(&str, &str)], Vec<u8>, u32, &str, &str); 8] = [
+    let cases: [(Env, Vec<u8>, u32, &str, &str); 8] = [
         (&[], Vec::new(), 4, "1.1.0", "CNI_COMMAND"),
         (&[("CNI_COMMAND", "CHECK")], Vec::new(), 4, "1.1.0", "CHECK"),
         (&[("CNI_COMMAND", "GC")], Vec::new(), 4, "1.1.0", "GC"),

@@ -1,5 +1,10 @@
 //! The network configuration: what is read, what is tolerated, what is refused and how.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a test a failed step is a failed test"
+)]
+
 use serde_json::{Value, json};
 use warren_cni::Error;
 use warren_cni::config::{LogLevel, MAX_CONFIG_BYTES, NetConf};

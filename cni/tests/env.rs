@@ -1,5 +1,10 @@
 //! The environment of each verb.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a test a failed step is a failed test"
+)]
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

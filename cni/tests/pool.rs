@@ -1,5 +1,10 @@
 //! The allocator against a naive oracle that knows every address of its ranges.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a test a failed step is a failed test"
+)]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,5 +1,10 @@
 //! Plans and results: what an attachment is, and how each version of the specification tells it.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a test a failed step is a failed test"
+)]
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

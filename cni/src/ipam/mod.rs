@@ -53,7 +53,7 @@ impl Ipam {
     /// Gives the attachment an address of each family of `ranges`, or what it has already.
     ///
     /// # Errors
-    /// See [`Store::update`] and [`Pool::reserve`].
+    /// See [`Store::update_beside`] and [`Pool::reserve`].
     pub fn reserve(
         &self,
         owner: &AttachmentId,
@@ -62,7 +62,7 @@ impl Ipam {
     ) -> Result<Granted, StoreError> {
         let now = uptime()?;
         self.store
-            .update(|pool, elsewhere| pool.reserve(owner, pod, ranges, elsewhere, now))
+            .update_beside(|pool, elsewhere| pool.reserve(owner, pod, ranges, elsewhere, now))
     }
 
     /// Releases the attachment's addresses, if it has any, and tells which they were.
@@ -74,7 +74,7 @@ impl Ipam {
             return Ok(Vec::new());
         }
         let now = uptime()?;
-        self.store.update(|pool, _| Ok(pool.release(owner, now)))
+        self.store.update(|pool| Ok(pool.release(owner, now)))
     }
 
     /// Undoes a fresh reservation that no pod ever used.
@@ -82,7 +82,7 @@ impl Ipam {
     /// # Errors
     /// See [`Store::update`].
     pub fn give_back(&self, owner: &AttachmentId) -> Result<Vec<IpAddr>, StoreError> {
-        self.store.update(|pool, _| Ok(pool.give_back(owner)))
+        self.store.update(|pool| Ok(pool.give_back(owner)))
     }
 }
 

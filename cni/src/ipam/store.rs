@@ -75,15 +75,33 @@ impl<D: Disk> Store<D> {
         self.folder.exists()
     }
 
-    /// Changes the pool under the lock. `change` is also told the addresses that the node's other
-    /// networks have given: they share the podCIDRs. When it fails, or changes nothing, nothing is
+    /// Changes the pool under the lock. When `change` fails, or changes nothing, nothing is
     /// written.
     ///
     /// # Errors
     /// [`StoreError`]: whatever fails, the stored document is either the old or the new one.
     pub fn update<T>(
         &self,
+        change: impl FnOnce(&mut Pool) -> Result<T, PoolError>,
+    ) -> Result<T, StoreError> {
+        self.transaction(|pool| Ok(change(pool)?))
+    }
+
+    /// As [`Store::update`], and `change` is told the addresses that the node's other networks
+    /// have given: they share the podCIDRs.
+    ///
+    /// # Errors
+    /// As [`Store::update`]; also when another network's document is damaged.
+    pub fn update_beside<T>(
+        &self,
         change: impl FnOnce(&mut Pool, &BTreeSet<IpAddr>) -> Result<T, PoolError>,
+    ) -> Result<T, StoreError> {
+        self.transaction(|pool| Ok(change(pool, &self.elsewhere()?)?))
+    }
+
+    fn transaction<T>(
+        &self,
+        change: impl FnOnce(&mut Pool) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let _lock = self.lock()?;
         let path = self.folder.join(format!("{}{SUFFIX}", self.network));
@@ -93,7 +111,7 @@ impl<D: Disk> Store<D> {
             None => Pool::new(&self.network, &self.boot_id),
         };
         pool.begin_boot(&self.boot_id);
-        let value = change(&mut pool, &self.elsewhere()?)?;
+        let value = change(&mut pool)?;
         if stored.as_ref() != Some(&pool) {
             self.save(&path, &pool)?;
         }

@@ -9,6 +9,11 @@
 //!
 //! `warren0` is a veth here: the tunnel itself is not under test.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a test a failed step is a failed test"
+)]
+
 mod world;
 
 use serde_json::{Value, json};
