@@ -69,7 +69,13 @@ impl Victim {
     }
 }
 
+/// The PID namespace of a living process; a zombie only waits for the machine's init, which may
+/// take its time.
 fn pid_namespace(pid: i32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    if stat.rsplit(')').next()?.starts_with(" Z") {
+        return None;
+    }
     let link = std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok()?;
     Some(link.display().to_string())
 }

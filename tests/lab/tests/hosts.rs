@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use warren_lab::{Lab, LabError, Signal, poll_until, require};
+use warren_lab::{Lab, LabError, Privilege, Signal, poll_until, privilege, require};
 
 fn alive(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -59,7 +59,11 @@ fn a_failed_command_tells_all_that_helps() -> Result<(), LabError> {
     ] {
         assert!(text.contains(part), "{part:?} is missing in: {text}");
     }
-    let entered = format!("{} hostname", node1.enter_command());
+    // The line is for a person outside; this test may itself be inside the user namespace.
+    let mut entered = format!("{} hostname", node1.enter_command());
+    if privilege() == Privilege::UserNamespaces {
+        entered = entered.replace(" --user --preserve-credentials", "");
+    }
     let output = Command::new("sh")
         .args(["-c", &entered])
         .output()
