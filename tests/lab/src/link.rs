@@ -2,15 +2,21 @@
 
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::capture::Tap;
 use crate::error::{LabError, Result};
 use crate::host::{Bridge, Host};
 use crate::lab::LabCore;
 use crate::space::{Space, lock};
+use crate::util::poll_until;
 
 /// Longest interface name the kernel takes.
 const IFNAME_MAX: usize = 15;
+/// BR_STATE_FORWARDING.
+const BRIDGE_PORT_FORWARDING: &str = "3";
+/// How long a new link may take to carry frames.
+const READY_LIMIT: Duration = Duration::from_secs(5);
 
 /// One end of a link to be made: an interface of a host with its addresses and default routes, or
 /// a port of a switch.
@@ -305,12 +311,33 @@ impl Link {
         // The switch first: a host that comes up talks at once.
         let far = self.far();
         let near = if std::ptr::eq(far, a) { b } else { a };
-        if faults.on_frames() {
-            self.apply_faults(&faults)?;
-        } else {
-            far.host.ip_batch(&far.up())?;
+        if faults.drops() {
+            self.apply_drops(&faults)?;
         }
-        near.host.ip_batch(&near.up())
+        if faults.unplugged {
+            return near.host.ip_batch(&near.up());
+        }
+        far.host.ip_batch(&far.up())?;
+        near.host.ip_batch(&near.up())?;
+        self.wait_ready()
+    }
+
+    /// Waits until both ends carry frames: the kernel may put off the news of a new carrier, and
+    /// with it a switch's port, for up to a second.
+    fn wait_ready(&self) -> Result<()> {
+        for end in [&self.inner.a, &self.inner.b] {
+            let (file, wanted) = if end.is_port {
+                ("brport/state", BRIDGE_PORT_FORWARDING)
+            } else {
+                ("operstate", "up")
+            };
+            let pid = end.host.init_pid()?;
+            let path = format!("/proc/{pid}/root/sys/class/net/{}/{file}", end.ifname);
+            let what = format!("{} on {} to be {wanted}", end.ifname, end.host.name());
+            let ready = || std::fs::read_to_string(&path).is_ok_and(|s| s.trim() == wanted);
+            poll_until(READY_LIMIT, &what, ready)?;
+        }
+        Ok(())
     }
 
     /// Removes the veth pair.
@@ -327,11 +354,24 @@ impl Link {
 
     fn change(&self, edit: impl FnOnce(&mut Faults)) -> Result<()> {
         let mut faults = lock(&self.inner.faults);
+        let was_unplugged = faults.unplugged;
         edit(&mut faults);
-        self.apply_faults(&faults)
+        self.apply_drops(&faults)?;
+        let end = self.far();
+        match (was_unplugged, faults.unplugged) {
+            (false, true) => end
+                .host
+                .ip_batch(&format!("link set {} down\n", end.ifname)),
+            (true, false) => {
+                // A host's end that was down has lost its routes and IPv6 addresses.
+                end.host.ip_batch(&end.up())?;
+                self.wait_ready()
+            }
+            _ => Ok(()),
+        }
     }
 
-    fn apply_faults(&self, faults: &Faults) -> Result<()> {
+    fn apply_drops(&self, faults: &Faults) -> Result<()> {
         let end = self.far();
         let name = &end.ifname;
         let ([to_b, to_a], far_is_b) = (faults.rules(), !std::ptr::eq(end, &self.inner.a));
@@ -342,12 +382,9 @@ impl Link {
              chain incoming {{ type filter hook ingress device \"{name}\" priority 0; policy accept;\n{incoming}\n}}\n\
              chain outgoing {{ type filter hook egress device \"{name}\" priority 0; policy accept;\n{outgoing}\n}}\n}}\n"
         );
-        end.host.configure(&["nft", "-f", "-"], rules.as_bytes())?;
-        if faults.unplugged {
-            return end.host.ip_batch(&format!("link set {name} down\n"));
-        }
-        // A host's end that was down has lost its routes and IPv6 addresses.
-        end.host.ip_batch(&end.up())
+        end.host
+            .configure(&["nft", "-f", "-"], rules.as_bytes())
+            .map(drop)
     }
 
     fn apply_shape(&self, mbit: u32) -> Result<()> {
@@ -375,8 +412,8 @@ impl Link {
 }
 
 impl Faults {
-    fn on_frames(&self) -> bool {
-        self.unplugged || self.cut != [false; 2] || self.drop_per_mille != [0; 2]
+    fn drops(&self) -> bool {
+        self.cut != [false; 2] || self.drop_per_mille != [0; 2]
     }
 
     /// The nftables rule for each direction, maybe empty.

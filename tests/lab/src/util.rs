@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::error::{LabError, Result};
 
 /// Pause between two looks at a condition.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Waits until `condition` holds and tells how long that took.
 ///

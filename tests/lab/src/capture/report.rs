@@ -248,3 +248,79 @@ impl fmt::Display for Report {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::parse::LinkLayer;
+    use crate::capture::ring::Frame;
+
+    fn report(link: LinkReport) -> Report {
+        Report {
+            lab: "unit".into(),
+            links: vec![link],
+        }
+    }
+
+    fn frame(data: &[u8]) -> Frame<'_> {
+        let time = Duration::from_nanos(1_000_000_001);
+        Frame {
+            layer: LinkLayer::Ip,
+            time,
+            data,
+            wire_len: data.len(),
+        }
+    }
+
+    #[test]
+    fn frames_lost_by_the_kernel_make_a_report_unclean() {
+        assert!(report(LinkReport::default()).check().is_ok());
+        let lossy = report(LinkReport {
+            kernel_drops: 1,
+            ..LinkReport::default()
+        });
+        let error = lossy.check().expect_err("one frame was not seen");
+        assert!(error.to_string().contains("lost by the kernel 1"));
+        let kept = error
+            .to_string()
+            .rsplit("kept in ")
+            .next()
+            .map(PathBuf::from);
+        std::fs::remove_dir_all(kept.unwrap().parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn all_offences_are_counted_but_only_the_first_are_kept() {
+        let mut link = LinkReport::default();
+        for number in 0..40_u8 {
+            link.record(
+                Verdict::ClearText(number.to_string()),
+                frame(&[0x45, number]),
+            );
+            link.record(
+                Verdict::Unexpected(number.to_string()),
+                frame(&[0x60, number]),
+            );
+        }
+        assert_eq!((link.clear_text.frames, link.unexpected.frames), (40, 40));
+        let report = report(link);
+        assert_eq!(report.violations().len(), KEPT_PACKETS);
+        assert_eq!(report.violations()[15].reason, "15");
+        assert_eq!(report.unexpected_packets().len(), KEPT_PACKETS);
+    }
+
+    #[test]
+    fn the_pcap_file_has_headers_lengths_and_made_up_ethernet() {
+        let mut link = LinkReport::default();
+        link.record(Verdict::ClearText(String::new()), frame(&[0x60, 7, 7]));
+        let report = report(link);
+        let file = pcap::file(&report.violations());
+        assert_eq!(file.len(), 24 + 16 + 14 + 3);
+        assert_eq!(file[..4], [0x4d, 0x3c, 0xb2, 0xa1]);
+        assert_eq!(
+            file[24..40],
+            [1, 0, 0, 0, 1, 0, 0, 0, 17, 0, 0, 0, 17, 0, 0, 0]
+        );
+        assert_eq!(file[52..], [0x86, 0xdd, 0x60, 7, 7]);
+    }
+}
