@@ -1,0 +1,88 @@
+//! The WireGuard device as the agent sees it, whoever runs it.
+
+mod uapi;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+use warren_core::Change;
+use warren_core::uapi::{Peer, UapiError};
+use warren_keyring::PublicKey;
+
+pub use uapi::UapiDataPlane;
+
+/// Why the device did not answer, or refused.
+#[derive(Debug, Error)]
+pub enum DataPlaneError {
+    /// Nobody listens.
+    #[error("connect to the tunnel at {}: {source}; is warren-tunnel running?", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The connection broke.
+    #[error("{operation} the tunnel at {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// No answer in time.
+    #[error("the tunnel at {} does not answer within {limit:?}", path.display())]
+    Timeout {
+        /// The socket.
+        path: PathBuf,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The answer is no answer, or a refusal.
+    #[error("the tunnel at {}: {source}", path.display())]
+    Answer {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong.
+        source: UapiError,
+    },
+    /// The answer is larger than any that is believed.
+    #[error("the tunnel at {} answers with more than {limit} bytes", path.display())]
+    TooLarge {
+        /// The socket.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: usize,
+    },
+}
+
+/// The device's state. The private key is not part of it: only its public half leaves the parser.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceState {
+    /// The device's key, if it has one.
+    pub public_key: Option<PublicKey>,
+    /// The UDP port it listens on; 0 when it does not listen.
+    pub listen_port: u16,
+    /// The peers.
+    pub peers: Vec<Peer>,
+}
+
+/// A WireGuard device: now `warren-tunnel` by UAPI, later the kernel's by generic netlink.
+pub trait DataPlane {
+    /// Reads the device's state.
+    ///
+    /// # Errors
+    /// [`DataPlaneError`]; the device is then taken as absent.
+    fn observe(&mut self) -> impl Future<Output = Result<DeviceState, DataPlaneError>>;
+
+    /// Carries out the changes of peers among `changes`, in order and in one transaction, so that
+    /// a prefix moves from one peer to another without a gap. Other changes are passed over.
+    ///
+    /// # Errors
+    /// [`DataPlaneError`]; the device has then taken all of it or nothing.
+    fn apply(&mut self, changes: &[Change]) -> impl Future<Output = Result<(), DataPlaneError>>;
+}

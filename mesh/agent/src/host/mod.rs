@@ -1,0 +1,167 @@
+//! This node's kernel: links, addresses, routes, rules, the filter, and settings under `/proc/sys`.
+
+mod apply;
+pub mod nft;
+mod observe;
+pub mod sysctl;
+mod underlay;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use thiserror::Error;
+use warren_core::state::{RouteKey, RouteTarget};
+use warren_core::{Change, ObservedState};
+use warren_netlink::{Netlink, NetlinkError, Route, Rule};
+
+pub use nft::{Filter, NftError};
+
+/// Why the kernel could not be read or changed.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// Links, addresses, routes or rules.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The filter.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// A route into the tunnel while there is no tunnel.
+    #[error(
+        "set route to {destination}: the interface {interface} is gone; is warren-tunnel running?"
+    )]
+    NoTunnel {
+        /// The route's destination.
+        destination: IpNet,
+        /// The interface.
+        interface: String,
+    },
+    /// A change that is not the kernel's.
+    #[error("{change} is not for the kernel")]
+    NotMine {
+        /// What was asked for.
+        change: String,
+    },
+}
+
+/// What is asked of the underlay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnderlayQuery {
+    /// The addresses that peers' tunnels are reached at.
+    pub endpoints: BTreeSet<IpAddr>,
+}
+
+/// The network below the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// The source addresses of the default routes, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// The MTU in bytes of the way to the outside.
+    pub mtu_bytes: u32,
+    /// The MTU in bytes of the way to each endpoint that there is a route to.
+    pub path_mtu: BTreeMap<IpAddr, u32>,
+}
+
+/// What the reconcile needs of the node's kernel.
+pub trait Host {
+    /// Switches forwarding on, and what must be set for it; the errors are for people.
+    fn prepare(&mut self) -> Vec<String>;
+
+    /// Reads what is there; its peers are `None`.
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing can be planned against an unknown state.
+    fn observe(&mut self) -> impl Future<Output = Result<ObservedState, HostError>>;
+
+    /// Carries out one change that is not a peer's. What is to be removed may be gone already.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn apply(&mut self, change: &Change) -> impl Future<Output = Result<(), HostError>>;
+
+    /// Reads the network below the tunnel.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn underlay(
+        &mut self,
+        query: &UnderlayQuery,
+    ) -> impl Future<Output = Result<Underlay, HostError>>;
+
+    /// Packets that the filter's rules dropped, as last observed, by the rules' names.
+    fn filter_drops(&self) -> BTreeMap<String, u64>;
+}
+
+/// The kernel of the network namespace that it was made in.
+#[derive(Debug)]
+pub struct LinuxHost {
+    netlink: Netlink,
+    filter: Filter,
+    interface: String,
+    /// The interface's index, as last observed.
+    tunnel: Option<u32>,
+    /// The routes as the kernel told them, to delete exactly those.
+    routes: BTreeMap<RouteKey, Vec<Route>>,
+    /// The rules of our priority, likewise.
+    rules: Vec<Rule>,
+}
+
+impl LinuxHost {
+    /// The calling thread's network namespace, with this name of the tunnel's interface.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Socket`].
+    pub fn open(interface: String) -> Result<Self, NetlinkError> {
+        let netlink = Netlink::open()?;
+        let filter = Filter::new();
+        let (routes, rules) = (BTreeMap::new(), Vec::new());
+        Ok(Self {
+            netlink,
+            filter,
+            interface,
+            tunnel: None,
+            routes,
+            rules,
+        })
+    }
+}
+
+impl Host for LinuxHost {
+    fn prepare(&mut self) -> Vec<String> {
+        sysctl::ensure(&mut sysctl::ProcSys, &self.interface)
+    }
+
+    async fn observe(&mut self) -> Result<ObservedState, HostError> {
+        self.observe_all().await
+    }
+
+    async fn apply(&mut self, change: &Change) -> Result<(), HostError> {
+        self.apply_one(change).await
+    }
+
+    async fn underlay(&mut self, query: &UnderlayQuery) -> Result<Underlay, HostError> {
+        underlay::read(&self.netlink, self.tunnel, query).await
+    }
+
+    fn filter_drops(&self) -> BTreeMap<String, u64> {
+        self.filter.drops().clone()
+    }
+}
+
+/// What a route of ours leads to, seen from the link that the tunnel has.
+fn target_of(route: &Route, tunnel: Option<u32>) -> RouteTarget {
+    use warren_netlink::RouteKind;
+    match route.kind {
+        RouteKind::Unreachable => RouteTarget::Unreachable,
+        RouteKind::Unicast
+            if route.oif.is_some() && route.oif == tunnel && route.gateway.is_none() =>
+        {
+            RouteTarget::Tunnel {
+                src: route.src,
+                mtu_bytes: route.mtu,
+            }
+        }
+        _ => RouteTarget::Foreign,
+    }
+}

@@ -1,0 +1,89 @@
+//! Reads the node's kernel back.
+
+use std::collections::BTreeMap;
+
+use warren_core::ObservedState;
+use warren_core::consts::{MAIN_TABLE, NODE_TABLE, PROTOCOL_AGENT, RULE_PRIORITY};
+use warren_core::state::{ObservedLink, RouteKey, RouteTarget, Rule};
+use warren_netlink::Route;
+
+use super::{HostError, LinuxHost, target_of};
+
+impl LinuxHost {
+    pub(super) async fn observe_all(&mut self) -> Result<ObservedState, HostError> {
+        let filter = match self.filter.observe().await {
+            Ok(filter) => filter,
+            // Loading it anew tells the same cause as an error of that change.
+            Err(e) => {
+                tracing::warn!(error = %e, "cannot read the filter back");
+                None
+            }
+        };
+        let mut out = ObservedState {
+            filter,
+            ..ObservedState::default()
+        };
+        let link = self.netlink.link_by_name(&self.interface).await?;
+        self.tunnel = link.as_ref().map(|link| link.index);
+        if let Some(link) = link {
+            out.link = Some(ObservedLink {
+                mtu_bytes: link.mtu,
+                up: link.up,
+            });
+            let addresses = self.netlink.addresses(Some(link.index)).await;
+            out.addresses = match addresses {
+                // The kernel's own link-local address is nobody's to remove.
+                Ok(all) => all
+                    .into_iter()
+                    .map(|a| a.net)
+                    .filter(|net| !is_link_local(net))
+                    .collect(),
+                // The link went away since; its addresses with it.
+                Err(e) if e.is_not_found() => Default::default(),
+                Err(e) => return Err(e.into()),
+            };
+        }
+        self.rules = self.netlink.rules().await?;
+        self.rules.retain(|rule| rule.priority == RULE_PRIORITY);
+        out.rules = self.rules.iter().filter_map(rule_of).collect();
+        self.routes = group(self.netlink.routes(None).await?);
+        for (key, routes) in &self.routes {
+            let target = match routes.as_slice() {
+                [route] => target_of(route, self.tunnel),
+                // Several of one key: which one is used is not ours to say.
+                _ => RouteTarget::Foreign,
+            };
+            out.routes.insert(key.clone(), target);
+        }
+        Ok(out)
+    }
+}
+
+/// A rule of our priority is ours whoever made it; one without a source would be nobody's we know.
+pub(super) fn rule_of(rule: &warren_netlink::Rule) -> Option<Rule> {
+    Some(Rule {
+        priority: rule.priority,
+        from: rule.from?,
+        table: rule.table,
+    })
+}
+
+fn is_link_local(net: &ipnet::IpNet) -> bool {
+    matches!(net, ipnet::IpNet::V6(v6) if v6.addr().is_unicast_link_local())
+}
+
+fn group(routes: Vec<Route>) -> BTreeMap<RouteKey, Vec<Route>> {
+    let mut out: BTreeMap<RouteKey, Vec<Route>> = BTreeMap::new();
+    for route in routes {
+        let ours = route.protocol == PROTOCOL_AGENT;
+        if ours && (route.table == MAIN_TABLE || route.table == NODE_TABLE) {
+            let key = RouteKey {
+                table: route.table,
+                destination: route.dst,
+                metric: route.metric,
+            };
+            out.entry(key).or_default().push(route);
+        }
+    }
+    out
+}

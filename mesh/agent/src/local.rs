@@ -1,0 +1,118 @@
+//! This node: what it is made of, and what it tells of itself.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use warren_core::consts::annotation;
+use warren_core::{Endpoints, LocalNode, NodeRecord, NodeUid, NodeView};
+use warren_keyring::PublicKey;
+
+use crate::config::Config;
+use crate::files::{self, FileError};
+use crate::host::Underlay;
+use crate::registry::OwnRecord;
+
+/// Name of the file of the node's uid, in the state directory.
+const UID_FILE: &str = "node-uid";
+const UID_MODE: u32 = 0o600;
+/// Longer than any uid that is made here.
+const MAX_UID_LEN: u64 = 256;
+
+/// The node's uid: random, made at the first start, and kept as long as the state directory is.
+///
+/// # Errors
+/// [`FileError`] when it can be neither read nor made.
+pub fn node_uid(state_dir: &Path) -> Result<NodeUid, FileError> {
+    let path = state_dir.join(UID_FILE);
+    let kept = files::read_limited(&path, MAX_UID_LEN)?;
+    let kept = kept.and_then(|content| String::from_utf8(content).ok());
+    if let Some(uid) = kept
+        .map(|uid| uid.trim().to_owned())
+        .filter(|uid| !uid.is_empty())
+    {
+        return Ok(NodeUid(uid));
+    }
+    let random = Path::new("/proc/sys/kernel/random/uuid");
+    let uid = files::read_limited(random, MAX_UID_LEN)?.unwrap_or_default();
+    let uid = String::from_utf8_lossy(&uid).trim().to_owned();
+    files::replace(&path, format!("{uid}\n").as_bytes(), UID_MODE)?;
+    Ok(NodeUid(uid))
+}
+
+/// What this node is now, key aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The uid of this life of the node.
+    pub uid: NodeUid,
+    /// Its addresses, preferred first.
+    pub addresses: Vec<IpAddr>,
+    /// The endpoints that it publishes.
+    pub endpoints: Endpoints,
+    /// The MTU of its underlay in bytes.
+    pub underlay_mtu_bytes: u32,
+}
+
+impl Identity {
+    /// Puts configuration and what was found together; the configuration wins.
+    pub fn new(config: &Config, uid: NodeUid, underlay: &Underlay) -> Self {
+        let addresses = if config.node_addresses.is_empty() {
+            // With a dead registry and routes gone astray a pod range must not become the node's.
+            let outside =
+                |a: &&IpAddr| !config.cluster_cidrs.iter().any(|range| range.contains(*a));
+            underlay.addresses.iter().filter(outside).copied().collect()
+        } else {
+            config.node_addresses.clone()
+        };
+        let found = || Endpoints::from_addresses(&addresses, config.listen_port);
+        let endpoints = config.endpoint.clone().unwrap_or_else(found);
+        Self {
+            uid,
+            addresses,
+            endpoints,
+            underlay_mtu_bytes: underlay.mtu_bytes,
+        }
+    }
+
+    /// This node for planning. `own_view` is its own entry in the registry: an operator's
+    /// `force-endpoint` there decides the outer family at both ends of each pair, so it counts
+    /// here as it does at the peers.
+    pub fn local_node(
+        &self,
+        config: &Config,
+        public_key: PublicKey,
+        own_view: Option<&NodeView>,
+    ) -> LocalNode {
+        let forced = own_view.and_then(|view| view.annotations.get(annotation::FORCE_ENDPOINT));
+        let forced = forced.and_then(|text| text.parse::<Endpoints>().ok());
+        LocalNode {
+            name: config.node_name.clone(),
+            uid: self.uid.clone(),
+            public_key,
+            pod_cidrs: config.pod_cidrs.clone(),
+            addresses: self.addresses.clone(),
+            endpoints: forced.unwrap_or_else(|| self.endpoints.clone()),
+            underlay_mtu_bytes: self.underlay_mtu_bytes,
+        }
+    }
+
+    /// What is published.
+    pub fn own_record(&self, config: &Config, public_key: PublicKey) -> OwnRecord {
+        OwnRecord {
+            name: config.node_name.clone(),
+            uid: self.uid.clone(),
+            public_key,
+            endpoints: self.endpoints.clone(),
+            underlay_mtu_bytes: self.underlay_mtu_bytes,
+            pod_cidrs: config.pod_cidrs.clone(),
+            addresses: self.addresses.clone(),
+        }
+    }
+}
+
+/// Why the peers refuse this node, if they do: its own entry, judged as they judge it.
+pub fn refused_by_peers(config: &Config, own_view: &NodeView) -> Option<String> {
+    let judged = NodeRecord::parse(own_view, &config.settings().ranges);
+    judged
+        .err()
+        .map(|reject| format!("the other nodes refuse this one: {reject}"))
+}

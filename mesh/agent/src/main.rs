@@ -1,0 +1,150 @@
+//! warren-agent: wires the library to the process.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use warren_agent::config::{Config, ConfigError, LogFormat, Source as ValueSource, load};
+use warren_agent::dataplane::UapiDataPlane;
+use warren_agent::files;
+use warren_agent::host::LinuxHost;
+use warren_agent::http::{self, HttpState};
+use warren_agent::local::node_uid;
+use warren_agent::lock::Lock;
+use warren_agent::reconcile::Reconciler;
+use warren_agent::registry::FileRegistry;
+use warren_agent::run::run;
+use warren_agent::status_server::{self, RemoveOnExit, Source};
+use warren_agent::tunnel_socket::TunnelSocket;
+use warren_core::consts::{AGENT_SOCKET, TUNNEL_SOCKET, VIEW_FILE};
+use warren_core::files::SavedView;
+
+/// The view of 5,000 nodes is about 10 MiB.
+const MAX_VIEW_LEN: u64 = 256 * 1024 * 1024;
+
+fn main() -> ExitCode {
+    let hostname = nix::unistd::gethostname().unwrap_or_default();
+    let env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    let loaded = match load(std::env::args_os(), &env, &hostname.to_string_lossy()) {
+        Ok(loaded) => loaded,
+        Err(ConfigError::CommandLine(e)) => {
+            // Help and version are such "errors" too; clap knows where each goes.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(1));
+        }
+        Err(e) => {
+            eprintln!("warren-agent: {e}");
+            return ExitCode::from(2);
+        }
+    };
+    init_log(&loaded.config);
+    let set = loaded
+        .sources
+        .iter()
+        .filter(|(_, source)| **source != ValueSource::Default);
+    let set: Vec<String> = set
+        .map(|(key, source)| format!("{key} ({source})"))
+        .collect();
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(version, node = %loaded.config.node_name, set = set.join(", "), "start");
+    match start(loaded.config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            tracing::error!("{e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn init_log(config: &Config) {
+    let log = tracing_subscriber::fmt()
+        .with_max_level(config.log_level)
+        .with_target(false)
+        .with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn start(config: Config) -> anyhow::Result<()> {
+    files::make_dir(&config.run_dir, 0o755)?;
+    files::make_dir(&config.state_dir, 0o700)?;
+    let _lock = Lock::take(&config.run_dir)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .context("start the runtime")?
+        .block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let uid = node_uid(&config.state_dir)?;
+    let saved = saved_view(&config);
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let tunnel = UapiDataPlane::new(config.uapi_dir.join(format!("{}.sock", config.interface)));
+    let host = LinuxHost::open(config.interface.clone())?;
+    let registry = FileRegistry::new(
+        config.registry_dir.clone(),
+        config.node_name.clone(),
+        &saved.views,
+    );
+    let reconciler = Reconciler::new(config.clone(), uid, host, tunnel.clone(), saved)?;
+
+    let (publisher, snapshots) = watch::channel(None);
+    let source = Source {
+        config: Arc::new(config.clone()),
+        snapshots,
+        tunnel: tunnel.clone(),
+    };
+    let socket = config.run_dir.join(AGENT_SOCKET);
+    let listener =
+        status_server::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let _socket = RemoveOnExit(socket);
+    tokio::spawn(status_server::serve(listener, source.clone()));
+    if let Some(address) = config.http_listen {
+        let bound = TcpListener::bind(address).await;
+        let listener = bound.with_context(|| {
+            format!("listen on {address}; give http-listen another port, or `off`")
+        })?;
+        let tunnel_socket = TunnelSocket(config.run_dir.join(TUNNEL_SOCKET));
+        tokio::spawn(http::serve(
+            listener,
+            HttpState {
+                source,
+                tunnel_socket,
+            },
+        ));
+    }
+    let probe = async || tunnel.get().await.is_ok();
+    run(reconciler, registry, probe, publisher, stop).await;
+    tracing::info!("stop; peers, routes and filters stay");
+    Ok(())
+}
+
+/// The last view; a start without it is slower to protect what it knew, and no more.
+fn saved_view(config: &Config) -> SavedView {
+    let path = config.state_dir.join(VIEW_FILE);
+    match files::read_json(&path, MAX_VIEW_LEN) {
+        Ok(view) => view.unwrap_or_default(),
+        Err(e) => {
+            tracing::warn!(error = %e, "start without the saved view");
+            SavedView::default()
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Where the agent learns of the mesh's nodes and tells of its own.
+
+mod file;
+mod publish;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use thiserror::Error;
+use warren_core::{Endpoints, NodeName, NodeUid, RegistryEvent};
+use warren_keyring::PublicKey;
+
+use crate::files::FileError;
+
+pub use file::FileRegistry;
+
+/// What a registry reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistryReport {
+    /// Something about nodes.
+    Event(RegistryEvent),
+    /// All that is wrong with the registry now, one line each; empty when it is well again. Sent
+    /// when it changes. What was told of nodes before keeps holding.
+    Troubles(Vec<String>),
+}
+
+/// What this node tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnRecord {
+    /// Its name.
+    pub name: NodeName,
+    /// The uid of this life of it.
+    pub uid: NodeUid,
+    /// The key that its tunnel has.
+    pub public_key: PublicKey,
+    /// The endpoints that the agent found or was configured with.
+    pub endpoints: Endpoints,
+    /// The MTU of its underlay in bytes.
+    pub underlay_mtu_bytes: u32,
+    /// Its pod ranges; a registry that itself assigns them does not take them from here.
+    pub pod_cidrs: BTreeSet<IpNet>,
+    /// Its own addresses, preferred first.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Why this node's record could not be published.
+#[derive(Debug, Error)]
+pub enum RegistryError {
+    /// A file could not be read or written.
+    #[error("publish this node: {0}")]
+    File(#[from] FileError),
+    /// Another machine writes the record of this node's name.
+    #[error(
+        "publish this node: another machine, with uid {uid}, publishes as {name} too; give one of \
+         them another node-name"
+    )]
+    NameTaken {
+        /// The name.
+        name: NodeName,
+        /// The other's uid.
+        uid: String,
+    },
+}
+
+/// A registry of nodes.
+///
+/// The first event is [`RegistryEvent::Synced`], as soon as the whole view is known; until then,
+/// and whenever the registry is away, it tells only of troubles.
+pub trait NodeRegistry {
+    /// Waits for the next report. Dropping the future loses nothing: the next call goes on.
+    fn next(&mut self) -> impl Future<Output = RegistryReport>;
+
+    /// Makes the registry tell this of this node, and keeps what others have set on it, such as
+    /// `force-endpoint`. Returns whether anything had to be written.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; the caller tries again later.
+    fn publish(&mut self, own: &OwnRecord) -> impl Future<Output = Result<bool, RegistryError>>;
+}

@@ -1,0 +1,58 @@
+//! What the reconcile last saw and did, for those who show it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use warren_core::Plan;
+use warren_core::status::Health;
+use warren_keyring::PublicKey;
+
+use crate::dataplane::DeviceState;
+
+/// The outcome of a reconcile.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// When the loop last ran.
+    pub at: Instant,
+    /// Whether nothing was left to change that could be changed.
+    pub settled: bool,
+    /// This node's key, once known.
+    pub public_key: Option<PublicKey>,
+    /// The endpoints that this node publishes.
+    pub endpoints: Vec<SocketAddr>,
+    /// Whether filter and unreachable routes are in place.
+    pub protected: bool,
+    /// Whether the tunnel answers.
+    pub tunnel: Health,
+    /// Whether the registry tells of nodes.
+    pub registry: Health,
+    /// Whether the whole view was received since the start.
+    pub synced: bool,
+    /// What needs attention.
+    pub problems: Vec<String>,
+    /// The plan that holds.
+    pub plan: Arc<Plan>,
+    /// The device as last read.
+    pub device: Option<DeviceState>,
+    /// Packets that the filter dropped, by rule.
+    pub filter_drops: BTreeMap<String, u64>,
+    /// What the reconciles cost.
+    pub stats: Stats,
+}
+
+/// What the reconciles cost since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// How many there were.
+    pub reconciles: u64,
+    /// How many left something undone.
+    pub failed: u64,
+    /// How many changes were made.
+    pub changes: u64,
+    /// The time that all took together.
+    pub total: Duration,
+    /// The time that the last one took.
+    pub last: Duration,
+}

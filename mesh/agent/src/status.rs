@@ -1,0 +1,118 @@
+//! The status document, and the reasons for not being ready.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use warren_core::NodeName;
+use warren_core::plan::PlannedNode;
+use warren_core::status::{AgentStatus, PeerState, PeerStatus, RejectStatus};
+use warren_core::uapi::Peer;
+use warren_keyring::PublicKey;
+
+use crate::config::Config;
+use crate::dataplane::DeviceState;
+use crate::snapshot::Snapshot;
+
+/// Makes the status of a snapshot. `device` is the device as it is now, which may be newer than
+/// the snapshot's.
+pub fn build(
+    config: &Config,
+    snapshot: &Snapshot,
+    device: Option<&DeviceState>,
+    now: SystemTime,
+) -> AgentStatus {
+    let in_tunnel: BTreeMap<&PublicKey, &Peer> = device
+        .iter()
+        .flat_map(|d| &d.peers)
+        .map(|peer| (&peer.public_key, peer))
+        .collect();
+    let notices = &snapshot.plan.notices;
+    let peers = snapshot.plan.accepted.iter().map(|(name, node)| {
+        let mut status = peer(
+            name,
+            node,
+            in_tunnel.get(&node.record.public_key).copied(),
+            now,
+        );
+        status.notice = notices.get(name).map(ToString::to_string);
+        status
+    });
+    let rejected = snapshot
+        .plan
+        .rejects
+        .iter()
+        .map(|(name, reject)| RejectStatus {
+            node: name.clone(),
+            reason: reject.reason().into(),
+            message: reject.to_string(),
+            waiting: reject.is_waiting(),
+        });
+    AgentStatus {
+        version: env!("CARGO_PKG_VERSION").into(),
+        node: config.node_name.to_string(),
+        public_key: snapshot.public_key,
+        interface: config.interface.clone(),
+        endpoints: snapshot.endpoints.clone(),
+        pod_cidrs: config.pod_cidrs.iter().copied().collect(),
+        protected: snapshot.protected,
+        tunnel: snapshot.tunnel.clone(),
+        registry: snapshot.registry.clone(),
+        synced: snapshot.synced,
+        problems: snapshot.problems.clone(),
+        peers: peers.collect(),
+        rejected: rejected.collect(),
+        filter_drops: snapshot.filter_drops.clone(),
+    }
+}
+
+/// Why the node is not ready for pods; nothing when it is.
+pub fn not_ready(snapshot: Option<&Snapshot>) -> Vec<String> {
+    let Some(snapshot) = snapshot else {
+        return vec!["starting: nothing has been set up yet".into()];
+    };
+    let mut reasons = Vec::new();
+    if !snapshot.protected {
+        reasons.push("not protected: the filter or an unreachable route is missing".into());
+    }
+    if !snapshot.tunnel.ok {
+        reasons.push(snapshot.tunnel.detail.clone());
+    }
+    if !reasons.is_empty() {
+        reasons.extend(snapshot.problems.iter().cloned());
+    }
+    reasons
+}
+
+fn peer(
+    name: &NodeName,
+    node: &PlannedNode,
+    in_tunnel: Option<&Peer>,
+    now: SystemTime,
+) -> PeerStatus {
+    let handshake = in_tunnel.and_then(|peer| peer.last_handshake);
+    let age = handshake.map(|at| {
+        let now = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
+        now.saturating_sub(at).as_secs()
+    });
+    let state = match in_tunnel {
+        Some(_) => PeerState::of_handshake_age(age),
+        None => PeerState::Unknown,
+    };
+    PeerStatus {
+        node: name.to_string(),
+        public_key: node.record.public_key,
+        state,
+        endpoint: in_tunnel.and_then(|peer| peer.endpoint),
+        published_endpoint: node.endpoint,
+        pod_cidrs: node.record.pod_cidrs.iter().copied().collect(),
+        addresses: node.addresses.clone(),
+        mtu_bytes: node.mtu_bytes,
+        latest_handshake: handshake.map(|at| at.as_secs()),
+        handshake_age_seconds: age,
+        rx_bytes: in_tunnel.map_or(0, |peer| peer.rx_bytes),
+        tx_bytes: in_tunnel.map_or(0, |peer| peer.tx_bytes),
+        notice: None,
+    }
+}
