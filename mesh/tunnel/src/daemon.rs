@@ -110,7 +110,7 @@ fn make_shard(
     });
     let saved = saved.map(|state| state.request).unwrap_or_default();
     engine.apply(now, &saved).context("apply the saved peers")?;
-    engine.start_handshakes();
+    engine.start_handshakes(now);
 
     let port = options
         .listen_port

@@ -19,6 +19,7 @@ pub mod lock;
 mod message;
 pub mod options;
 mod outbox;
+mod outcome;
 mod peer;
 mod queue;
 mod random;

@@ -8,8 +8,9 @@ use warren_keyring::{PresharedKey, PublicKey};
 use crate::drops::{DropReason, Drops};
 use crate::inner::padded_len;
 use crate::outbox::Outbox;
+use crate::outcome::{Opened, Sealed};
 use crate::queue::{QueueBudget, WaitingQueue};
-use crate::session::{Opened, Sealed, Session, room_for};
+use crate::session::{Session, room_for};
 use crate::time::Now;
 
 /// How often an active peer's path is measured again.

@@ -33,6 +33,7 @@ use crate::drops::DropReason;
 use crate::message::{
     COOKIE_REPLY_LEN, DATA_OVERHEAD, INITIATION_LEN, ephemeral_key, is_initiation, sender_index,
 };
+use crate::outcome::{Admission, Opened, OpenedKind, Sealed, Ticked};
 use crate::random::Random;
 
 /// Reject-After-Time (WireGuard paper, section 6.1).
@@ -72,19 +73,6 @@ pub(crate) struct Identity {
     limit: u64,
     /// For the peers' own second check, which must not count against the gate.
     open_gate: Arc<RateLimiter>,
-}
-
-/// What the gate says to a handshake message.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Admission {
-    /// An initiation that somebody made who knows our key; the initiator is not yet authenticated.
-    Initiation(PublicKey),
-    /// A response with a valid MAC1.
-    Response,
-    /// The cookie in the buffer is all the answer.
-    Cookie,
-    /// Silence.
-    Refused(DropReason),
 }
 
 impl Identity {
@@ -164,44 +152,6 @@ struct KeyPair {
 struct Attempt {
     started: Instant,
     retry_at: Instant,
-}
-
-/// What became of a packet that was to be sent.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Sealed {
-    /// The data message's length.
-    Data(usize),
-    /// No usable key pair: the packet has to wait, and a handshake is due.
-    NotReady,
-    /// boringtun has thrown its key pair away since; it keeps the packet itself and this may be an
-    /// initiation of that length.
-    Kept(Option<usize>),
-}
-
-/// What an authentic data message carried.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Opened {
-    pub(crate) kind: OpenedKind,
-    /// This was the first message on its key pair: our handshake as a responder is complete.
-    pub(crate) completed: bool,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum OpenedKind {
-    /// An inner packet of that length, padding cut off.
-    Packet(usize),
-    Keepalive,
-    /// Neither IPv4 nor IPv6.
-    Malformed,
-}
-
-/// What a tick brought about.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ticked {
-    /// The length of a message to send.
-    pub(crate) message: Option<usize>,
-    /// The handshake was given up just now: what waits for it is to be dropped.
-    pub(crate) gave_up: bool,
 }
 
 /// A peer's session.

@@ -169,6 +169,10 @@ impl State {
             line,
         };
         let (header, request) = text.split_once("\n\n").ok_or_else(|| missing("set"))?;
+        // Cut off at the end of a line, it would be a good request with fewer peers.
+        if !request.ends_with("\n\n") {
+            return Err(missing("(the final empty line)"));
+        }
         let mut lines = header.lines();
         let mut next = |key: &'static str| {
             lines
@@ -271,7 +275,10 @@ mod tests {
         let path = dir.path().join(STATE_FILE);
         state().save(&path).unwrap();
         let whole = fs::read_to_string(&path).unwrap();
-        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        for len in 0..whole.len() {
+            fs::write(&path, &whole[..len]).unwrap();
+            assert!(State::load(&path).is_err(), "cut off after {len} bytes");
+        }
         assert_eq!(State::load_or_move_aside(&path), None);
         assert!(!path.exists());
         assert!(dir.path().join("tunnel.state.damaged").exists());

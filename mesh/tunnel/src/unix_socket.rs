@@ -1,7 +1,7 @@
 //! Unix sockets in the file system: made for root alone, replaced when their owner is dead, removed
 //! at the end.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -38,7 +38,7 @@ pub enum SocketError {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    inode: u64,
+    identity: (u64, i64, i64),
 }
 
 /// Listens on a path, for root alone (socket 0600, in a directory 0700 if it has to be made).
@@ -64,12 +64,12 @@ pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
     remove_stale(path)?;
     let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
     fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("set the mode of"))?;
-    let inode = fs::symlink_metadata(path).map_err(failed("look at"))?.ino();
+    let identity = identity(&fs::symlink_metadata(path).map_err(failed("look at"))?);
     Ok((
         listener,
         SocketFile {
             path: path.to_owned(),
-            inode,
+            identity,
         },
     ))
 }
@@ -105,11 +105,17 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode);
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
         }
     }
+}
+
+/// An inode number alone is given to the next file as soon as it is free.
+fn identity(file: &Metadata) -> (u64, i64, i64) {
+    (file.ino(), file.ctime(), file.ctime_nsec())
 }
 
 #[cfg(test)]
@@ -131,6 +137,8 @@ mod tests {
             0o700
         );
         drop(listener);
+        // Past the granularity of the file system's time.
+        std::thread::sleep(std::time::Duration::from_millis(20));
         let (_listener, second) = listen(&path).unwrap();
         drop(file);
         assert!(

@@ -43,7 +43,7 @@ impl Engine {
             return Err(ApplyError::TooManyPeers { peers });
         }
         if let Some(private_key) = &request.private_key {
-            self.set_private_key(private_key.clone());
+            self.set_private_key(now.monotonic, private_key.clone());
         }
         if request.replace_peers {
             let keys: Vec<PublicKey> = self.by_key.keys().copied().collect();
@@ -99,7 +99,7 @@ impl Engine {
         }
     }
 
-    fn set_private_key(&mut self, private_key: Option<PrivateKey>) {
+    fn set_private_key(&mut self, now: Instant, private_key: Option<PrivateKey>) {
         if self.private_key == private_key {
             return;
         }
@@ -115,7 +115,7 @@ impl Engine {
         let ids: Vec<PeerId> = self.by_key.values().copied().collect();
         for id in ids {
             self.renew_session(id);
-            self.enqueue_start(id);
+            self.enqueue_start(id, now);
         }
     }
 
@@ -167,7 +167,7 @@ impl Engine {
             self.renew_session(id);
         }
         if start {
-            self.enqueue_start(id);
+            self.enqueue_start(id, now);
         }
         if update.replace_allowed_ips {
             self.allowed_ips.remove_all(&id);

@@ -16,10 +16,11 @@ use crate::drops::{DropReason, Drops};
 use crate::inner::InnerHeader;
 use crate::message::{COOKIE_REPLY_LEN, Message};
 use crate::outbox::Outbox;
+use crate::outcome::{Admission, OpenedKind};
 use crate::peer::{Context, Peer};
 use crate::queue::QueueBudget;
 use crate::random::Random;
-use crate::session::{Admission, Identity, OpenedKind};
+use crate::session::Identity;
 use crate::time::Now;
 use timers::Timers;
 

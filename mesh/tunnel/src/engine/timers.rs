@@ -48,6 +48,13 @@ impl Engine {
             }
             self.timers.heap.pop();
         }
+        while let Some(id) = self.starts.front() {
+            let waits = self.peers.get(id.0 as usize).and_then(Option::as_ref);
+            if waits.is_some_and(|peer| peer.start_pending) {
+                break;
+            }
+            self.starts.pop_front();
+        }
         let peers = self.timers.heap.peek().map(|Reverse((at, _))| *at);
         let starts = self.timers.next_starts.filter(|_| !self.starts.is_empty());
         peers.into_iter().chain(starts).min()
@@ -84,20 +91,21 @@ impl Engine {
 
     /// Begins a handshake with every peer that has an endpoint, a few at a time: after a restart
     /// the peers do not know that their sessions are gone until they miss an answer for 15 s.
-    pub fn start_handshakes(&mut self) {
+    pub fn start_handshakes(&mut self, now: Now) {
         let ids: Vec<PeerId> = self.by_key.values().copied().collect();
         for id in ids {
-            self.enqueue_start(id);
+            self.enqueue_start(id, now.monotonic);
         }
     }
 
-    pub(super) fn enqueue_start(&mut self, id: PeerId) {
+    pub(super) fn enqueue_start(&mut self, id: PeerId, now: Instant) {
         if let Some(Some(peer)) = self.peers.get_mut(id.0 as usize)
             && peer.endpoint.is_some()
             && !peer.start_pending
         {
             peer.start_pending = true;
             self.starts.push_back(id);
+            self.timers.next_starts.get_or_insert(now);
         }
     }
 
