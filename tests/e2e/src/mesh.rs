@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use warren_lab::{Allow, Bridge, Capture, ClearTextRules, Host, Lab, Link};
 
 use crate::node::Node;
-use crate::traffic::MARKER;
+use crate::traffic::{MARKER, ping};
 
 /// The cluster's IPv4 pod range.
 pub const CLUSTER_V4: &str = "10.244.0.0/16";
@@ -155,7 +155,8 @@ impl Mesh {
         &self.registry
     }
 
-    /// Waits until every node is ready and has a handshake with every other, as its status says.
+    /// Waits until every node is ready and has a session with every other, as its status says.
+    /// WireGuard makes a session when there is something to send: a ping between the nodes.
     pub fn wait_connected(&self, limit: Duration) -> Result<Duration> {
         let start = std::time::Instant::now();
         loop {
