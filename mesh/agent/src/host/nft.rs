@@ -194,7 +194,7 @@ pub fn ruleset(spec: &FilterSpec) -> String {
     }
     chain(
         &mut out,
-        "snat",
+        "source-nat",
         "type nat hook postrouting priority srcnat; policy accept;",
         nat,
     );
