@@ -198,6 +198,7 @@ fn a_detached_pod_is_gone_and_its_address_is_not_given_at_once_again() -> Result
     let second = node.attach("second")?;
     assert_ne!((second.v4.clone(), second.v6.clone()), (v4, v6));
     let other = mesh.node(2).attach("other")?;
-    assert!(ping(&other.pod, &second.v4, 3)?.lossless());
+    let seen = ping(&other.pod, &second.v4, 3)?;
+    assert!(seen.lossless(), "{seen:?}");
     Ok(())
 }

@@ -164,10 +164,14 @@ fn a_second_tunnel_or_agent_for_one_node_refuses() -> Result<()> {
     let (tunnel, agent) = (node.tunnel.take().unwrap(), node.agent.take().unwrap());
     node.start_tunnel()?;
     node.start_agent()?;
-    for second in [node.tunnel.take().unwrap(), node.agent.take().unwrap()] {
+    let refusals = [
+        (node.tunnel.take().unwrap(), "already running"),
+        (node.agent.take().unwrap(), "another warren-agent runs"),
+    ];
+    for (second, message) in refusals {
         let status = second.wait_timeout(LIMIT)?;
         assert!(!status.success());
-        assert!(second.log().contains("already runn"), "{}", second.log());
+        assert!(second.log().contains(message), "{}", second.log());
     }
     assert!(tunnel.is_running() && agent.is_running());
     assert_eq!(node.status()?["protected"], true);
