@@ -9,8 +9,10 @@ use warren_agent::config::{
 };
 
 /// What every configuration needs.
-const REQUIRED: &[(&str, &str)] =
-    &[("cluster-cidrs", "10.244.0.0/16,fd00::/48"), ("pod-cidrs", "10.244.1.0/24,fd00:0:0:1::/64")];
+const REQUIRED: &[(&str, &str)] = &[
+    ("cluster-cidrs", "10.244.0.0/16,fd00::/48"),
+    ("pod-cidrs", "10.244.1.0/24,fd00:0:0:1::/64"),
+];
 
 /// One value of each setting that is not its default, as text.
 const OTHER: &[(&str, &str)] = &[
@@ -83,9 +85,15 @@ fn try_load(
 ) -> Result<Loaded, ConfigError> {
     let mut args: Vec<OsString> = vec!["warren-agent".into()];
     args.extend(file.map(|file| format!("--config={}", file.display()).into()));
-    args.extend(flags.iter().map(|(key, value)| format!("--{key}={value}").into()));
-    let env: BTreeMap<OsString, OsString> =
-        env.iter().map(|(key, value)| (variable(key).into(), (*value).into())).collect();
+    args.extend(
+        flags
+            .iter()
+            .map(|(key, value)| format!("--{key}={value}").into()),
+    );
+    let env: BTreeMap<OsString, OsString> = env
+        .iter()
+        .map(|(key, value)| (variable(key).into(), (*value).into()))
+        .collect();
     load(args, &env, "Host-1")
 }
 
@@ -119,7 +127,11 @@ fn raw_file(text: &str) -> tempfile::NamedTempFile {
 }
 
 fn without<'a>(key: &str) -> Vec<(&'a str, &'a str)> {
-    REQUIRED.iter().copied().filter(|(required, _)| *required != key).collect()
+    REQUIRED
+        .iter()
+        .copied()
+        .filter(|(required, _)| *required != key)
+        .collect()
 }
 
 fn defaults() -> Config {
@@ -133,15 +145,24 @@ fn the_defaults_are_those_that_are_documented() {
     assert_eq!(config.registry_dir, Path::new("/var/lib/warren/registry"));
     assert!(config.node_addresses.is_empty() && config.endpoint.is_none());
     assert!(config.reserved_cidrs.is_empty());
-    assert_eq!((config.interface.as_str(), config.listen_port), ("warren0", 51871));
+    assert_eq!(
+        (config.interface.as_str(), config.listen_port),
+        ("warren0", 51871)
+    );
     assert!(config.masquerade && config.persistent_keepalive == 0 && config.mtu_bytes.is_none());
     assert_eq!(config.state_dir, Path::new("/var/lib/warren"));
     assert_eq!(config.run_dir, Path::new("/run/warren"));
     assert_eq!(config.uapi_dir, Path::new("/var/run/wireguard"));
-    assert_eq!(config.cni_conf_dir.as_deref(), Some(Path::new("/etc/cni/net.d")));
+    assert_eq!(
+        config.cni_conf_dir.as_deref(),
+        Some(Path::new("/etc/cni/net.d"))
+    );
     assert_eq!(config.cni_conf_name, "10-warren.conflist");
     assert_eq!(config.http_listen, Some("127.0.0.1:9151".parse().unwrap()));
-    assert_eq!((config.log_format, config.log_level), (LogFormat::Text, tracing::Level::INFO));
+    assert_eq!(
+        (config.log_format, config.log_level),
+        (LogFormat::Text, tracing::Level::INFO)
+    );
 }
 
 #[test]
@@ -154,10 +175,16 @@ fn every_key_is_taken_from_every_source() {
     let file = try_load(&[], &[], Some(file.path())).unwrap();
     assert_eq!(flags.config, env.config);
     assert_eq!(flags.config, file.config);
-    for (loaded, source) in
-        [(flags, Source::Flag), (env, Source::Environment), (file, Source::File)]
-    {
-        assert!(loaded.sources.values().all(|s| *s == source), "{:?}", loaded.sources);
+    for (loaded, source) in [
+        (flags, Source::Flag),
+        (env, Source::Environment),
+        (file, Source::File),
+    ] {
+        assert!(
+            loaded.sources.values().all(|s| *s == source),
+            "{:?}",
+            loaded.sources
+        );
         assert_eq!(loaded.sources.len(), SETTINGS.len());
     }
 }
@@ -210,8 +237,15 @@ fn every_refusal_names_key_value_source_and_what_is_allowed() {
             (try_load(&rest, &bad, None), "env"),
             (try_load(&[], &[], Some(file.path())), "file"),
         ] {
-            let error = loaded.expect_err(&format!("{key}={value} by {source}")).to_string();
-            for part in [*key, &format!("{value:?}"), &format!("from {source}"), needle] {
+            let error = loaded
+                .expect_err(&format!("{key}={value} by {source}"))
+                .to_string();
+            for part in [
+                *key,
+                &format!("{value:?}"),
+                &format!("from {source}"),
+                needle,
+            ] {
                 assert!(error.contains(part), "{part} in {error}");
             }
             assert!(error.contains(setting.allowed), "{error}");
@@ -219,7 +253,11 @@ fn every_refusal_names_key_value_source_and_what_is_allowed() {
     }
     let with_refusal: Vec<&str> = REFUSED.iter().map(|(key, ..)| *key).collect();
     for setting in SETTINGS {
-        assert!(with_refusal.contains(&setting.key), "no refusal tested for {}", setting.key);
+        assert!(
+            with_refusal.contains(&setting.key),
+            "no refusal tested for {}",
+            setting.key
+        );
     }
 }
 
@@ -237,26 +275,43 @@ fn a_missing_setting_is_named_with_all_its_spellings() {
 fn pod_ranges_may_not_touch_reserved_ones() {
     let flags = [REQUIRED, &[("reserved-cidrs", "10.244.1.128/25")]].concat();
     let error = try_load(&flags, &[], None).unwrap_err().to_string();
-    assert!(error.contains("pod-cidrs") && error.contains("10.244.1.128/25"), "{error}");
+    assert!(
+        error.contains("pod-cidrs") && error.contains("10.244.1.128/25"),
+        "{error}"
+    );
 }
 
 #[test]
 fn an_unknown_key_is_an_error_that_helps() {
     let misspelt = raw_file("cluster-cidr: 10.0.0.0/8\n");
-    let error = try_load(&[], &[], Some(misspelt.path())).unwrap_err().to_string();
+    let error = try_load(&[], &[], Some(misspelt.path()))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("\"cluster-cidr\""), "{error}");
     assert!(error.contains("did you mean \"cluster-cidrs\"?"), "{error}");
     let strange = raw_file("something-else-entirely: 1\n");
-    let error = try_load(&[], &[], Some(strange.path())).unwrap_err().to_string();
+    let error = try_load(&[], &[], Some(strange.path()))
+        .unwrap_err()
+        .to_string();
     assert!(SETTINGS.iter().all(|s| error.contains(s.key)), "{error}");
 }
 
 #[test]
 fn a_file_that_is_no_flat_mapping_is_an_error_with_its_name() {
-    for text in ["- a\n- b\n", "mtu: {a: 1}\n", "mtu: [1, 2\n", "mtu: 1400\nmtu: 1500\n"] {
+    for text in [
+        "- a\n- b\n",
+        "mtu: {a: 1}\n",
+        "mtu: [1, 2\n",
+        "mtu: 1400\nmtu: 1500\n",
+    ] {
         let file = raw_file(text);
-        let error = try_load(REQUIRED, &[], Some(file.path())).unwrap_err().to_string();
-        assert!(error.contains(&file.path().display().to_string()), "{text}: {error}");
+        let error = try_load(REQUIRED, &[], Some(file.path()))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&file.path().display().to_string()),
+            "{text}: {error}"
+        );
     }
     let error = try_load(REQUIRED, &[], Some(Path::new("/nonexistent.yaml"))).unwrap_err();
     assert!(error.to_string().contains("/nonexistent.yaml"), "{error}");
@@ -266,16 +321,25 @@ fn a_file_that_is_no_flat_mapping_is_an_error_with_its_name() {
 fn plain_yaml_values_and_empty_files_are_taken() {
     let file = raw_file("listen-port: 4711\nmasquerade: false\nmtu:\nreserved-cidrs: []\n");
     let config = try_load(REQUIRED, &[], Some(file.path())).unwrap().config;
-    assert_eq!((config.listen_port, config.masquerade, config.mtu_bytes), (4711, false, None));
+    assert_eq!(
+        (config.listen_port, config.masquerade, config.mtu_bytes),
+        (4711, false, None)
+    );
     for text in ["", "# nothing\n"] {
         let file = raw_file(text);
-        assert_eq!(try_load(REQUIRED, &[], Some(file.path())).unwrap().config, defaults());
+        assert_eq!(
+            try_load(REQUIRED, &[], Some(file.path())).unwrap().config,
+            defaults()
+        );
     }
 }
 
 #[test]
 fn the_environment_names_the_file_and_the_flag_wins() {
-    let (one, two) = (file(&[REQUIRED, &[("mtu", "1301")]].concat()), file(REQUIRED));
+    let (one, two) = (
+        file(&[REQUIRED, &[("mtu", "1301")]].concat()),
+        file(REQUIRED),
+    );
     let path = |file: &tempfile::NamedTempFile| file.path().display().to_string();
     let (one_path, two_path) = (path(&one), path(&two));
     let loaded = try_load(&[], &[("config", &one_path)], None).unwrap();
@@ -293,9 +357,15 @@ fn empty_texts_switch_the_optional_parts_off() {
 
 #[test]
 fn the_help_text_has_every_key_and_its_variable() {
-    let help = warren_agent::config::command().render_long_help().to_string();
+    let help = warren_agent::config::command()
+        .render_long_help()
+        .to_string();
     for setting in SETTINGS {
-        assert!(help.contains(&format!("--{}", setting.key)), "{}", setting.key);
+        assert!(
+            help.contains(&format!("--{}", setting.key)),
+            "{}",
+            setting.key
+        );
         assert!(help.contains(&variable(setting.key)), "{}", setting.key);
     }
 }
@@ -312,10 +382,17 @@ fn the_example_names_every_key_and_nothing_but_defaults() {
         .filter_map(|line| Some(line.split_once(':')?.0))
         .collect();
     for key in &keys {
-        assert!(SETTINGS.iter().any(|s| s.key == *key), "{key} is no setting");
+        assert!(
+            SETTINGS.iter().any(|s| s.key == *key),
+            "{key} is no setting"
+        );
     }
     for setting in SETTINGS {
-        assert!(keys.contains(&setting.key), "{} is not in the example", setting.key);
+        assert!(
+            keys.contains(&setting.key),
+            "{} is not in the example",
+            setting.key
+        );
         let set = loaded.sources[setting.key] == Source::File;
         let found = matches!(setting.default, SettingDefault::Found(_));
         assert_eq!(set, !found, "{}", setting.key);
@@ -336,5 +413,9 @@ fn the_example_names_every_key_and_nothing_but_defaults() {
     }
     let all = raw_file(&all);
     let loaded = try_load(&[], &[], Some(all.path())).unwrap();
-    assert!(loaded.sources.values().all(|s| *s == Source::File), "{:?}", loaded.sources);
+    assert!(
+        loaded.sources.values().all(|s| *s == Source::File),
+        "{:?}",
+        loaded.sources
+    );
 }
