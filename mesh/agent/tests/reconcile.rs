@@ -1,0 +1,643 @@
+//! The reconcile against a world of state that changes are done to, as the kernel would.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use warren_agent::config::{Config, load};
+use warren_agent::dataplane::{DataPlane, DataPlaneError, DeviceState};
+use warren_agent::host::{Host, HostError, Underlay, UnderlayQuery};
+use warren_agent::reconcile::Reconciler;
+use warren_agent::registry::{NodeRegistry, OwnRecord, RegistryError, RegistryReport};
+use warren_agent::snapshot::Snapshot;
+use warren_agent::status;
+use warren_core::consts::annotation;
+use warren_core::files::{NodeFile, SavedView};
+use warren_core::state::{ObservedLink, RouteTarget};
+use warren_core::status::PeerState;
+use warren_core::uapi::Peer;
+use warren_core::{Change, NodeUid, NodeView, ObservedState, RegistryEvent};
+use warren_keyring::{PrivateKey, PublicKey};
+
+/// Everything outside the reconcile.
+#[derive(Default)]
+struct World {
+    state: ObservedState,
+    device: Option<DeviceState>,
+    done: Vec<Change>,
+    /// Changes that fail.
+    refuse: Option<fn(&Change) -> bool>,
+    /// Changes that seem to work and do nothing.
+    swallow: Option<fn(&Change) -> bool>,
+    path_mtu: BTreeMap<IpAddr, u32>,
+    no_default_route: bool,
+    published: Vec<OwnRecord>,
+}
+
+#[derive(Clone)]
+struct Shared(Arc<Mutex<World>>);
+
+impl Shared {
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap()
+    }
+}
+
+fn refused(change: &Change) -> HostError {
+    HostError::NotMine {
+        change: format!("{change:?}"),
+    }
+}
+
+impl Host for Shared {
+    fn prepare(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    async fn observe(&mut self) -> Result<ObservedState, HostError> {
+        Ok(ObservedState {
+            peers: None,
+            ..self.world().state.clone()
+        })
+    }
+
+    async fn apply(&mut self, change: &Change) -> Result<(), HostError> {
+        let mut world = self.world();
+        world.done.push(change.clone());
+        if world.refuse.is_some_and(|refuse| refuse(change)) {
+            return Err(refused(change));
+        }
+        if !world.swallow.is_some_and(|swallow| swallow(change)) {
+            world.state.apply(change);
+        }
+        Ok(())
+    }
+
+    async fn underlay(&mut self, query: &UnderlayQuery) -> Result<Underlay, HostError> {
+        let world = self.world();
+        let known = |e: &&IpAddr| query.endpoints.contains(*e);
+        let path_mtu = world.path_mtu.iter().filter(|(e, _)| known(e));
+        let addresses: &[&str] = if world.no_default_route {
+            &[]
+        } else {
+            &["192.0.2.1", "2001:db8::1"]
+        };
+        Ok(Underlay {
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            mtu_bytes: 1500,
+            path_mtu: path_mtu.map(|(e, mtu)| (*e, *mtu)).collect(),
+        })
+    }
+
+    fn filter_drops(&self) -> BTreeMap<String, u64> {
+        BTreeMap::new()
+    }
+}
+
+impl DataPlane for Shared {
+    async fn observe(&mut self) -> Result<DeviceState, DataPlaneError> {
+        self.world()
+            .device
+            .clone()
+            .ok_or_else(|| DataPlaneError::Connect {
+                path: "/nowhere".into(),
+                source: std::io::ErrorKind::NotFound.into(),
+            })
+    }
+
+    async fn apply(&mut self, changes: &[Change]) -> Result<(), DataPlaneError> {
+        let mut world = self.world();
+        world.done.extend_from_slice(changes);
+        let World { state, device, .. } = &mut *world;
+        let device = device
+            .as_mut()
+            .expect("no peer is set on a tunnel that does not answer");
+        changes.iter().for_each(|change| state.apply(change));
+        device.peers = state
+            .peers
+            .iter()
+            .flatten()
+            .map(|(key, peer)| Peer {
+                endpoint: peer.endpoint,
+                allowed_ips: peer.allowed_ips.iter().copied().collect(),
+                persistent_keepalive: peer.persistent_keepalive,
+                ..Peer::new(*key)
+            })
+            .collect();
+        Ok(())
+    }
+}
+
+impl NodeRegistry for Shared {
+    async fn next(&mut self) -> RegistryReport {
+        std::future::pending().await
+    }
+
+    async fn publish(&mut self, own: &OwnRecord) -> Result<bool, RegistryError> {
+        let mut world = self.world();
+        let differs = world.published.last() != Some(own);
+        world.published.push(own.clone());
+        Ok(differs)
+    }
+}
+
+/// A node with its directories.
+struct Node {
+    shared: Shared,
+    dir: tempfile::TempDir,
+    reconciler: Reconciler<Shared, Shared>,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self::start(
+            tempfile::tempdir().unwrap(),
+            Shared(Arc::default()),
+            SavedView::default(),
+        )
+    }
+
+    fn start(dir: tempfile::TempDir, shared: Shared, saved: SavedView) -> Self {
+        let uid = NodeUid("own".into());
+        let config = config(dir.path());
+        let reconciler =
+            Reconciler::new(config, uid, shared.clone(), shared.clone(), saved).unwrap();
+        Self {
+            shared,
+            dir,
+            reconciler,
+        }
+    }
+
+    /// The agent starts again: the kernel, the tunnel and the files are as they were.
+    fn restart(self) -> Self {
+        let saved = self.read("state/view.json").unwrap_or_default();
+        self.shared.world().done.clear();
+        Self::start(self.dir, self.shared, saved)
+    }
+
+    async fn reconcile(&mut self) -> Snapshot {
+        self.reconciler.reconcile(&mut self.shared).await
+    }
+
+    fn event(&mut self, event: RegistryEvent) {
+        self.reconciler.handle_report(RegistryReport::Event(event));
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&self, path: &str) -> Option<T> {
+        let text = std::fs::read(self.dir.path().join(path)).ok()?;
+        Some(serde_json::from_slice(&text).unwrap())
+    }
+
+    fn has_cni_config(&self) -> bool {
+        self.dir.path().join("cni/10-warren.conflist").exists()
+    }
+
+    fn start_tunnel(&self) -> PublicKey {
+        let key = PrivateKey::generate().unwrap().public_key();
+        let mut world = self.shared.world();
+        world.device = Some(DeviceState {
+            public_key: Some(key),
+            listen_port: 51871,
+            peers: Vec::new(),
+        });
+        world.state.link = Some(ObservedLink {
+            mtu_bytes: 1500,
+            up: false,
+        });
+        key
+    }
+
+    fn done(&self) -> Vec<Change> {
+        std::mem::take(&mut self.shared.world().done)
+    }
+
+    fn peers(&self) -> BTreeSet<PublicKey> {
+        let world = self.shared.world();
+        world
+            .device
+            .iter()
+            .flat_map(|d| &d.peers)
+            .map(|peer| peer.public_key)
+            .collect()
+    }
+}
+
+fn config(dir: &Path) -> Config {
+    let args = [
+        "warren-agent".to_owned(),
+        "--node-name=node-1".into(),
+        "--cluster-cidrs=10.244.0.0/16,fd00:10:244::/48".into(),
+        "--pod-cidrs=10.244.1.0/24,fd00:10:244:1::/64".into(),
+        format!("--state-dir={}", dir.join("state").display()),
+        format!("--run-dir={}", dir.join("run").display()),
+        format!("--cni-conf-dir={}", dir.join("cni").display()),
+    ];
+    std::fs::create_dir_all(dir.join("state")).unwrap();
+    load(args.map(OsString::from), &BTreeMap::new(), "")
+        .unwrap()
+        .config
+}
+
+fn peer(number: u8) -> (NodeView, PublicKey) {
+    let key = PrivateKey::generate().unwrap().public_key();
+    let view = NodeView {
+        name: format!("node-{number}"),
+        uid: NodeUid(format!("uid-{number}")),
+        pod_cidrs: vec![
+            format!("10.244.{number}.0/24"),
+            format!("fd00:10:244:{number}::/64"),
+        ],
+        addresses: vec![format!("192.0.2.{number}"), format!("2001:db8::{number}")],
+        annotations: BTreeMap::from([(annotation::PUBLIC_KEY.into(), key.to_base64())]),
+    };
+    (view, key)
+}
+
+#[tokio::test]
+async fn protection_comes_with_neither_tunnel_nor_registry() {
+    let mut node = Node::new();
+    let snapshot = node.reconcile().await;
+    assert!(snapshot.protected, "{:?}", snapshot.problems);
+    assert!(!snapshot.tunnel.ok && !snapshot.synced);
+    assert!(!status::not_ready(Some(&snapshot)).is_empty());
+    let done = node.done();
+    assert!(
+        matches!(done[0], Change::SetFilter { .. }),
+        "the filter comes first"
+    );
+    let unreachable = |c: &&Change| {
+        matches!(
+            c,
+            Change::SetRoute {
+                new: RouteTarget::Unreachable,
+                ..
+            }
+        )
+    };
+    assert_eq!(done.iter().filter(unreachable).count(), 2);
+    assert!(!node.has_cni_config() && node.shared.world().published.is_empty());
+    assert!(node.read::<NodeFile>("state/node.json").is_some());
+    assert!(node.reconcile().await.settled && node.done().is_empty());
+}
+
+#[tokio::test]
+async fn peers_wait_for_the_nodes_own_key() {
+    let mut node = Node::new();
+    let (view, _) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view]));
+    let snapshot = node.reconcile().await;
+    assert!(snapshot.protected && snapshot.plan.accepted.is_empty());
+}
+
+#[tokio::test]
+async fn a_tunnel_that_answers_is_published_and_gets_its_peers() {
+    let mut node = Node::new();
+    node.reconcile().await;
+    let (view, key) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view]));
+    let own_key = node.start_tunnel();
+    let snapshot = node.reconcile().await;
+    assert!(snapshot.problems.is_empty(), "{:?}", snapshot.problems);
+    assert!(status::not_ready(Some(&snapshot)).is_empty());
+    assert_eq!(node.peers(), BTreeSet::from([key]));
+    assert!(node.has_cni_config());
+    let published = node.shared.world().published.last().cloned().unwrap();
+    assert_eq!(published.public_key, own_key);
+    assert_eq!(
+        published.endpoints.to_string(),
+        "192.0.2.1:51871,[2001:db8::1]:51871"
+    );
+    let config: serde_json::Value = node.read("cni/10-warren.conflist").unwrap();
+    assert_eq!(config["plugins"][0]["type"], "warren-cni");
+    assert_eq!(
+        config["cniVersions"],
+        serde_json::json!(["0.3.1", "0.4.0", "1.0.0"])
+    );
+}
+
+#[tokio::test]
+async fn node_json_says_what_the_plugin_needs() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    node.event(RegistryEvent::Synced(Vec::new()));
+    node.reconcile().await;
+    let file: NodeFile = node.read("state/node.json").unwrap();
+    assert_eq!(file.name.as_str(), "node-1");
+    assert_eq!(file.cluster_cidrs.len(), 2);
+    let addresses: Vec<String> = file
+        .tunnel_addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(addresses, ["10.244.1.1", "fd00:10:244:1::1"]);
+    assert!(file.mtu_bytes >= 1280);
+}
+
+#[tokio::test]
+async fn the_cni_configuration_waits_for_the_tunnels_addresses_and_stays() {
+    let mut node = Node::new();
+    node.shared.world().refuse = Some(|change| matches!(change, Change::AddAddress(_)));
+    node.start_tunnel();
+    node.reconcile().await;
+    assert!(!node.has_cni_config());
+    node.shared.world().refuse = None;
+    node.reconcile().await;
+    assert!(node.has_cni_config());
+    {
+        let mut world = node.shared.world();
+        world.state.link = None;
+        world.device = None;
+    }
+    node.reconcile().await;
+    assert!(node.has_cni_config());
+}
+
+#[tokio::test]
+async fn a_restart_changes_nothing_but_the_filter() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (view, _) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view.clone()]));
+    node.reconcile().await;
+    // A new process knows no listing to compare the filter with.
+    node.shared.world().state.filter = None;
+    let mut node = node.restart();
+    node.reconcile().await;
+    node.event(RegistryEvent::Synced(vec![view]));
+    node.reconcile().await;
+    let done = node.done();
+    assert!(
+        matches!(done.as_slice(), [Change::SetFilter { .. }]),
+        "{done:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_restart_without_the_registry_keeps_the_peers() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (view, key) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view]));
+    node.reconcile().await;
+    let mut node = node.restart();
+    let snapshot = node.reconcile().await;
+    assert!(!snapshot.synced);
+    assert_eq!(node.peers(), BTreeSet::from([key]));
+    assert_eq!(snapshot.plan.accepted.len(), 1);
+}
+
+#[tokio::test]
+async fn nothing_is_removed_before_the_first_full_view() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (view, key) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view]));
+    node.reconcile().await;
+    std::fs::remove_file(node.dir.path().join("state/view.json")).unwrap();
+    let mut node = node.restart();
+    node.reconcile().await;
+    assert_eq!(node.peers(), BTreeSet::from([key]));
+    node.event(RegistryEvent::Synced(Vec::new()));
+    node.reconcile().await;
+    assert_eq!(node.peers(), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_roamed_endpoint_is_left_alone_until_a_new_one_is_published() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (mut view, key) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view.clone()]));
+    node.reconcile().await;
+    let roamed = "203.0.113.9:9999".parse().unwrap();
+    let set_endpoint = |node: &Node, endpoint| {
+        node.shared.world().device.as_mut().unwrap().peers[0].endpoint = endpoint;
+    };
+    set_endpoint(&node, Some(roamed));
+    let mut node = node.restart();
+    node.event(RegistryEvent::Synced(vec![view.clone()]));
+    node.reconcile().await;
+    assert!(node.done().is_empty(), "also over a restart of the agent");
+    view.annotations
+        .insert(annotation::ENDPOINT.into(), "192.0.2.22:1".into());
+    node.event(RegistryEvent::Applied(view));
+    node.reconcile().await;
+    let Change::UpdatePeer {
+        public_key, delta, ..
+    } = &node.done()[0]
+    else {
+        panic!()
+    };
+    assert_eq!(
+        (*public_key, delta.endpoint),
+        (key, Some("192.0.2.22:1".parse().unwrap()))
+    );
+    // A tunnel that forgot it gets it again.
+    set_endpoint(&node, None);
+    node.reconcile().await;
+    assert_eq!(node.done().len(), 1);
+}
+
+#[tokio::test]
+async fn what_others_change_is_repaired() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    node.event(RegistryEvent::Synced(vec![peer(2).0]));
+    node.reconcile().await;
+    let good = node.shared.world().state.clone();
+    {
+        let mut world = node.shared.world();
+        world.state.filter = None;
+        world.state.routes.clear();
+        world.state.rules.clear();
+        world.state.addresses.clear();
+        world.device.as_mut().unwrap().peers.clear();
+    }
+    let snapshot = node.reconcile().await;
+    assert!(snapshot.protected && snapshot.settled);
+    assert_eq!(node.shared.world().state, good);
+}
+
+#[tokio::test]
+async fn a_failing_change_is_a_problem_and_stops_no_other() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (view, key) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view]));
+    node.shared.world().refuse = Some(|change| matches!(change, Change::AddRule(_)));
+    let snapshot = node.reconcile().await;
+    assert!(!snapshot.settled && !snapshot.problems.is_empty());
+    assert!(snapshot.protected);
+    assert_eq!(node.peers(), BTreeSet::from([key]));
+    assert!(!node.shared.world().state.routes.is_empty());
+    assert_eq!(snapshot.stats.failed, 1);
+}
+
+#[tokio::test]
+async fn a_filter_that_cannot_be_loaded_is_no_protection() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    node.shared.world().refuse = Some(|change| matches!(change, Change::SetFilter { .. }));
+    let snapshot = node.reconcile().await;
+    assert!(!snapshot.protected && !node.has_cni_config());
+}
+
+#[tokio::test]
+async fn changes_that_do_not_stay_end_and_are_told() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    node.shared.world().swallow = Some(|change| matches!(change, Change::AddRule(_)));
+    let snapshot = node.reconcile().await;
+    assert!(!snapshot.settled);
+    assert!(
+        snapshot
+            .problems
+            .iter()
+            .any(|p| p.contains("does not stay as set"))
+    );
+}
+
+#[tokio::test]
+async fn a_force_endpoint_of_this_node_decides_its_family() {
+    let mut node = Node::new();
+    let own_key = node.start_tunnel();
+    let (mut own, _) = peer(1);
+    own.annotations
+        .insert(annotation::PUBLIC_KEY.into(), own_key.to_base64());
+    own.annotations.insert(
+        annotation::FORCE_ENDPOINT.into(),
+        "[2001:db8::1]:51871".into(),
+    );
+    node.event(RegistryEvent::Synced(vec![own, peer(2).0]));
+    let snapshot = node.reconcile().await;
+    let planned: Vec<_> = snapshot
+        .plan
+        .accepted
+        .values()
+        .map(|node| node.endpoint)
+        .collect();
+    assert_eq!(planned, ["[2001:db8::2]:51871".parse().unwrap()]);
+    // What the agent itself found stays published beside it.
+    assert_eq!(snapshot.endpoints.len(), 2);
+}
+
+#[tokio::test]
+async fn the_mtu_of_a_peers_route_is_that_of_the_way_to_it() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    node.shared.world().path_mtu = BTreeMap::from([("192.0.2.2".parse().unwrap(), 1400)]);
+    node.event(RegistryEvent::Synced(vec![peer(2).0, peer(3).0]));
+    let snapshot = node.reconcile().await;
+    let mtus: Vec<u32> = snapshot
+        .plan
+        .accepted
+        .values()
+        .map(|node| node.mtu_bytes)
+        .collect();
+    assert_eq!(mtus, [1340, 1440]);
+}
+
+#[tokio::test]
+async fn what_peers_would_refuse_of_this_node_is_told_here() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (mut own, _) = peer(1);
+    own.annotations
+        .insert(annotation::FORCE_ENDPOINT.into(), "gateway:51871".into());
+    node.event(RegistryEvent::Synced(vec![own]));
+    let snapshot = node.reconcile().await;
+    assert!(
+        snapshot
+            .problems
+            .iter()
+            .any(|p| p.contains("the other nodes refuse this one")),
+        "{:?}",
+        snapshot.problems
+    );
+}
+
+#[tokio::test]
+async fn a_node_without_an_address_is_protected_and_says_what_is_missing() {
+    let mut node = Node::new();
+    node.shared.world().no_default_route = true;
+    let snapshot = node.reconcile().await;
+    assert!(snapshot.protected);
+    assert!(
+        snapshot
+            .problems
+            .iter()
+            .any(|p| p.contains("set node-addresses"))
+    );
+}
+
+#[tokio::test]
+async fn a_tunnel_on_another_port_is_a_problem() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    node.shared.world().device.as_mut().unwrap().listen_port = 51820;
+    let snapshot = node.reconcile().await;
+    assert!(snapshot.problems.iter().any(|p| p.contains("port 51820")));
+}
+
+#[tokio::test]
+async fn the_status_has_peers_refusals_and_troubles() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (mut keyless, _) = peer(3);
+    keyless.annotations.clear();
+    node.event(RegistryEvent::Synced(vec![peer(2).0, keyless]));
+    let trouble = "registry file node-4.json: garbage".to_owned();
+    node.reconciler
+        .handle_report(RegistryReport::Troubles(vec![trouble.clone()]));
+    let snapshot = node.reconcile().await;
+    let now = SystemTime::now();
+    let mut device = snapshot.device.clone().unwrap();
+    device.peers[0].last_handshake = now.duration_since(SystemTime::UNIX_EPOCH).ok();
+    let config = config(node.dir.path());
+    let status = status::build(&config, &snapshot, Some(&device), now);
+    assert_eq!(
+        (status.peers[0].node.as_str(), status.peers[0].state),
+        ("node-2", PeerState::Up)
+    );
+    assert_eq!(status.peers[0].handshake_age_seconds, Some(0));
+    assert!(status.rejected[0].waiting && status.rejected[0].reason == "NoPublicKey");
+    assert!(!status.registry.ok && status.registry.detail == trouble);
+    let gone = status::build(&config, &snapshot, None, now);
+    assert_eq!(gone.peers[0].state, PeerState::Unknown);
+    let text = serde_json::to_string(&status).unwrap();
+    assert_eq!(
+        serde_json::from_str::<warren_core::status::AgentStatus>(&text).unwrap(),
+        status
+    );
+}
+
+#[tokio::test]
+async fn the_metrics_have_the_exporters_names_and_labels() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (view, key) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view]));
+    let snapshot = node.reconcile().await;
+    let mut device = snapshot.device.clone().unwrap();
+    device.peers[0].tx_bytes = 77;
+    let config = config(node.dir.path());
+    let status = status::build(&config, &snapshot, Some(&device), SystemTime::now());
+    let drops = BTreeMap::from([("no_route".to_owned(), 3)]);
+    let text = warren_agent::metrics::encode(&status, &snapshot.stats, &drops).unwrap();
+    let labels = format!("{{interface=\"warren0\",public_key=\"{key}\",friendly_name=\"node-2\"}}");
+    for line in [
+        format!("wireguard_sent_bytes_total{labels} 77"),
+        format!("wireguard_received_bytes_total{labels} 0"),
+        format!("wireguard_latest_handshake_seconds{labels} 0"),
+        "warren_protected 1".into(),
+        "warren_peers{state=\"connecting\"} 1".into(),
+        "warren_tunnel_drops_total{reason=\"no_route\"} 3".into(),
+        "warren_reconciles_total 1".into(),
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+    }
+}
