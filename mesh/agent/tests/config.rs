@@ -1,5 +1,10 @@
 //! The configuration: every key, every source, every error.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;

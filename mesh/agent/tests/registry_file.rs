@@ -1,5 +1,10 @@
 //! The file registry: the suite that every registry passes, and what only files can do wrong.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
 mod registry_suite;
 
 use std::path::{Path, PathBuf};

@@ -364,12 +364,12 @@ impl Watch {
             | AddWatchFlags::IN_ONLYDIR;
         inotify.add_watch(dir, flags)?;
         let descriptor = inotify.as_fd().try_clone_to_owned()?;
-        // SAFETY: `AsyncFd` owns the descriptor and closes it only after it has deregistered it;
-        // an `OwnedFd` returns the same open descriptor as long as it lives.
         #[expect(
             unsafe_code,
             reason = "the runtime's only way to wait on a descriptor of ours"
         )]
+        // SAFETY: `AsyncFd` owns the descriptor and closes it only after it has deregistered it;
+        // an `OwnedFd` returns the same open descriptor as long as it lives.
         let ready = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?;
         Ok(Self { inotify, ready })
     }
