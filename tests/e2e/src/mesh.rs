@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use warren_lab::{Allow, Bridge, Capture, ClearTextRules, Host, Lab, Link};
 
 use crate::node::Node;
-use crate::traffic::{MARKER, ping};
+use crate::traffic::MARKER;
 
 /// The cluster's IPv4 pod range.
 pub const CLUSTER_V4: &str = "10.244.0.0/16";
@@ -156,7 +156,7 @@ impl Mesh {
     }
 
     /// Waits until every node is ready and has a session with every other, as its status says.
-    /// WireGuard makes a session when there is something to send: a ping between the nodes.
+    /// A tunnel starts a handshake with each new peer at once.
     pub fn wait_connected(&self, limit: Duration) -> Result<Duration> {
         let start = std::time::Instant::now();
         loop {
