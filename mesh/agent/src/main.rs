@@ -77,7 +77,7 @@ fn init_log(config: &Config) {
 }
 
 fn start(config: Config) -> anyhow::Result<()> {
-    files::make_dir(&config.run_dir, 0o755)?;
+    files::make_dir(&config.run_dir, 0o700)?;
     files::make_dir(&config.state_dir, 0o700)?;
     let _lock = Lock::take(&config.run_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -5,10 +5,7 @@
 //!     192.0.2.1/24, 2001:db8::1/64, default routes by 192.0.2.254 and 2001:db8::254
 //! ```
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod namespace;
 

@@ -1,9 +1,6 @@
 //! The nftables table: its text, and what the kernel makes of it.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod namespace;
 

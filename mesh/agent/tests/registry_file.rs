@@ -1,9 +1,6 @@
 //! The file registry: the suite that every registry passes, and what only files can do wrong.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod registry_suite;
 

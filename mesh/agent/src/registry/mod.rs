@@ -2,6 +2,7 @@
 
 mod file;
 mod publish;
+mod watch;
 
 use std::collections::BTreeSet;
 use std::future::Future;

@@ -8,19 +8,21 @@
 //! Protection does not wait: the filter and the unreachable routes are put in place with neither a
 //! tunnel nor a registry, and before the node's key is known nothing else is.
 
+mod converge;
+mod leave;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use warren_core::consts::{MAIN_TABLE, NODE_FILE, UNREACHABLE_METRIC, VIEW_FILE, annotation};
+use warren_core::consts::{MAIN_TABLE, UNREACHABLE_METRIC, annotation};
 use warren_core::files::{NodeFile, SavedView};
-use warren_core::plan::tunnel_address;
-use warren_core::state::{ObservedPeer, RouteKey, RouteTarget};
+use warren_core::mtu::DEFAULT_UNDERLAY_MTU;
+use warren_core::state::{RouteKey, RouteTarget};
 use warren_core::status::Health;
 use warren_core::{
-    Change, NodeUid, NodeView, ObservedState, Plan, PlanInput, Planner, RegistryEvent, Removals,
-    diff, plan,
+    NodeUid, NodeView, ObservedState, Plan, PlanInput, Planner, RegistryEvent, Removals, plan,
 };
 use warren_keyring::{PrivateKey, PublicKey};
 
@@ -30,13 +32,7 @@ use crate::host::{Host, Underlay, UnderlayQuery};
 use crate::local::{Identity, refused_by_peers};
 use crate::registry::{NodeRegistry, RegistryReport};
 use crate::snapshot::{Snapshot, Stats};
-use crate::{cni_config, files};
 
-/// How often a reconcile observes and applies before it leaves the rest to the next one. Two
-/// rounds settle everything; a third finds that.
-const MAX_ROUNDS: usize = 3;
-/// The agent's own files are nobody else's matter.
-const FILE_MODE: u32 = 0o600;
 /// The most errors of one reconcile that are told apart.
 const MAX_PROBLEMS: usize = 20;
 
@@ -106,11 +102,7 @@ impl<H: Host, D: DataPlane> Reconciler<H, D> {
             Some(key) => key,
             None => PrivateKey::generate()?.public_key(),
         };
-        let nowhere = Underlay {
-            addresses: Vec::new(),
-            mtu_bytes: 1500,
-            path_mtu: BTreeMap::new(),
-        };
+        let nowhere = unknown_underlay();
         let identity = Identity::new(&config, uid.clone(), &nowhere);
         let local = identity.local_node(&config, key, own_view.as_ref());
         Ok(Self {
@@ -203,12 +195,7 @@ impl<H: Host, D: DataPlane> Reconciler<H, D> {
             self.planner.handle_path_mtu(underlay.path_mtu.clone());
             self.underlay = Some(underlay);
         }
-        let nowhere = || Underlay {
-            addresses: Vec::new(),
-            mtu_bytes: 1500,
-            path_mtu: BTreeMap::new(),
-        };
-        let underlay = self.underlay.clone().unwrap_or_else(nowhere);
+        let underlay = self.underlay.clone().unwrap_or_else(unknown_underlay);
         let identity = Identity::new(&self.config, self.uid.clone(), &underlay);
         if identity.endpoints.is_empty() {
             let problem = "no address of this node found: there is no default route; set \
@@ -267,116 +254,6 @@ impl<H: Host, D: DataPlane> Reconciler<H, D> {
         }
     }
 
-    /// Observes and applies until nothing is left to do, something fails, or the rounds are used.
-    /// Returns what was observed last.
-    async fn converge(
-        &mut self,
-        mut device: Option<DeviceState>,
-        removals: Removals,
-        pass: &mut Pass,
-    ) -> (Option<ObservedState>, Option<DeviceState>) {
-        let mut observed = None;
-        for round in 0..MAX_ROUNDS {
-            if round > 0 {
-                device = self.tunnel.observe().await.ok();
-            }
-            let Some(mut state) = pass.note(self.host.observe().await) else {
-                pass.unsettled = true;
-                return (None, device);
-            };
-            state.peers = device.as_ref().map(|device| self.observed_peers(device));
-            let changes = diff(&state, &self.plan.desired, removals);
-            observed = Some(state);
-            if changes.is_empty() {
-                break;
-            }
-            let problems = pass.problems.len();
-            pass.changes += changes.len();
-            self.apply(&changes, pass).await;
-            if pass.problems.len() > problems {
-                // What failed will fail again right now; what worked must still be seen.
-                device = self.tunnel.observe().await.ok();
-                if let Ok(mut state) = self.host.observe().await {
-                    state.peers = device.as_ref().map(|device| self.observed_peers(device));
-                    observed = Some(state);
-                }
-                pass.unsettled = true;
-                break;
-            }
-            if round + 1 == MAX_ROUNDS {
-                pass.unsettled = true;
-                pass.problems.push(format!(
-                    "the node's network does not stay as set ({} changes come back); does another \
-                     program manage it?",
-                    changes.len()
-                ));
-            }
-        }
-        (observed, device)
-    }
-
-    /// Carries the changes out in their order, and goes on past errors.
-    async fn apply(&mut self, changes: &[Change], pass: &mut Pass) {
-        let mut rest = changes;
-        while let Some(first) = rest.first() {
-            if !is_peer_change(first) {
-                log_change(first);
-                let result = self.host.apply(first).await;
-                pass.note(result);
-                rest = &rest[1..];
-                continue;
-            }
-            let run = rest
-                .iter()
-                .take_while(|change| is_peer_change(change))
-                .count();
-            let (batch, after) = rest.split_at(run);
-            batch.iter().for_each(log_change);
-            if pass.note(self.tunnel.apply(batch).await).is_some() {
-                batch
-                    .iter()
-                    .for_each(|change| self.remember_endpoint(change));
-            }
-            rest = after;
-        }
-    }
-
-    fn remember_endpoint(&mut self, change: &Change) {
-        match change {
-            Change::AddPeer { public_key, new } => {
-                self.applied_endpoints.insert(*public_key, new.endpoint);
-            }
-            Change::UpdatePeer {
-                public_key, delta, ..
-            } => {
-                if let Some(endpoint) = delta.endpoint {
-                    self.applied_endpoints.insert(*public_key, endpoint);
-                }
-            }
-            Change::RemovePeer { public_key, .. } => {
-                self.applied_endpoints.remove(public_key);
-            }
-            _ => {}
-        }
-    }
-
-    fn observed_peers(&self, device: &DeviceState) -> BTreeMap<PublicKey, ObservedPeer> {
-        let observed = |peer: &warren_core::uapi::Peer| ObservedPeer {
-            endpoint: peer.endpoint,
-            // A tunnel that forgot the endpoint must be given it again.
-            applied_endpoint: peer
-                .endpoint
-                .and_then(|_| self.applied_endpoints.get(&peer.public_key).copied()),
-            allowed_ips: peer.allowed_ips.iter().copied().collect(),
-            persistent_keepalive: peer.persistent_keepalive,
-        };
-        device
-            .peers
-            .iter()
-            .map(|peer| (peer.public_key, observed(peer)))
-            .collect()
-    }
-
     /// Whether no pod's packet can leave in clear: the filter is as planned, and each pod range
     /// has its unreachable route.
     fn is_protected(&self, observed: &ObservedState) -> bool {
@@ -390,61 +267,6 @@ impl<H: Host, D: DataPlane> Reconciler<H, D> {
         };
         observed.filter.as_ref() == Some(&self.plan.desired.filter)
             && self.config.cluster_cidrs.iter().all(guarded)
-    }
-
-    /// Writes the view for the next start, and what the CNI plugin needs; `safe` is the observed
-    /// state when the node is protected.
-    fn leave_files(&mut self, safe: Option<&ObservedState>, pass: &mut Pass) {
-        // Before the first full view what was saved is as good, and a plan without a key has no
-        // incumbents.
-        let mut view = SavedView {
-            applied_endpoints: self.applied_endpoints.clone(),
-            ..self.planner.saved_view()
-        };
-        // The age of a roamed endpoint is its peer's: those of peers long gone are dropped.
-        let desired = &self.plan.desired.peers;
-        if self.planner.is_synced() && self.public_key.is_some() {
-            view.applied_endpoints
-                .retain(|key, _| desired.contains_key(key));
-        }
-        if view != self.saved {
-            let path = self.config.state_dir.join(VIEW_FILE);
-            if pass
-                .note(files::replace_json(&path, &view, FILE_MODE))
-                .is_some()
-            {
-                self.saved = view;
-            }
-        }
-        let node_file = NodeFile {
-            name: self.config.node_name.clone(),
-            interface: self.config.interface.clone(),
-            cluster_cidrs: self.config.cluster_cidrs.clone(),
-            pod_cidrs: self.config.pod_cidrs.clone(),
-            tunnel_addresses: self.config.pod_cidrs.iter().map(tunnel_address).collect(),
-            mtu_bytes: self.plan.desired.mtu_bytes,
-        };
-        if self.node_file.as_ref() != Some(&node_file) {
-            let path = self.config.state_dir.join(NODE_FILE);
-            if pass
-                .note(files::replace_json(&path, &node_file, FILE_MODE))
-                .is_some()
-            {
-                self.node_file = Some(node_file);
-            }
-        }
-        let Some(observed) = safe else { return };
-        let up = observed.link.as_ref().is_some_and(|link| link.up);
-        let addressed = observed.addresses.is_superset(&self.plan.desired.addresses);
-        let Some(dir) = self.config.cni_conf_dir.as_deref() else {
-            return;
-        };
-        if up && addressed && self.node_file.is_some() {
-            let installed = pass.note(cni_config::install(&self.config, dir));
-            if installed == Some(true) {
-                tracing::info!(dir = %dir.display(), "wrote the CNI configuration");
-            }
-        }
     }
 
     fn snapshot(
@@ -520,32 +342,12 @@ fn tunnel_health(device: Option<&DeviceState>) -> Health {
     Health { ok, detail }
 }
 
-fn is_peer_change(change: &Change) -> bool {
-    matches!(
-        change,
-        Change::AddPeer { .. } | Change::UpdatePeer { .. } | Change::RemovePeer { .. }
-    )
-}
-
-fn log_change(change: &Change) {
-    match change {
-        Change::SetFilter { .. } => tracing::info!("load the filter"),
-        Change::SetLink { new, .. } => {
-            tracing::info!(
-                mtu_bytes = new.mtu_bytes,
-                up = new.up,
-                "set the tunnel's interface"
-            );
-        }
-        Change::AddPeer { public_key, new } => {
-            tracing::info!(%public_key, endpoint = %new.endpoint, "add peer");
-        }
-        Change::RemovePeer { public_key, .. } => tracing::info!(%public_key, "remove peer"),
-        Change::UpdatePeer {
-            public_key, delta, ..
-        } => {
-            tracing::info!(%public_key, ?delta, "update peer");
-        }
-        other => tracing::debug!(change = ?other, "apply"),
+/// What is assumed until the underlay could be read once.
+fn unknown_underlay() -> Underlay {
+    let (addresses, path_mtu) = (Vec::new(), BTreeMap::new());
+    Underlay {
+        addresses,
+        mtu_bytes: DEFAULT_UNDERLAY_MTU,
+        path_mtu,
     }
 }
