@@ -32,12 +32,10 @@ impl MeshPod {
         let pod = node.host.pod_netns(name)?;
         let container_id = format!("{}-{name}", node.name());
         let out = cni(node, "ADD", &container_id, Some(&pod))?;
-        ensure!(
-            out.success(),
-            "ADD of {container_id}: {}{}",
-            out.stdout,
-            out.stderr
-        );
+        if !out.success() {
+            pod.destroy()?;
+            bail!("ADD of {container_id}: {}{}", out.stdout, out.stderr);
+        }
         let result = out.json()?;
         let address = |v6: bool| {
             let ips = result["ips"].as_array().into_iter().flatten();

@@ -192,10 +192,12 @@ fn a_pod_is_refused_while_the_node_is_not_protected() -> Result<()> {
         .as_ref()
         .unwrap()
         .signal(warren_lab::Signal::SIGCONT);
-    warren_lab::poll_until(
-        Duration::from_secs(10),
-        "the filter to be whole again",
-        || node.attach("late").is_ok(),
-    )?;
+    let mut refused = String::new();
+    let attached = warren_lab::poll_for(Duration::from_secs(10), "a pod to be accepted", || {
+        node.attach("late")
+            .map_err(|e| refused = e.to_string())
+            .ok()
+    });
+    assert!(attached.is_ok(), "{refused}");
     Ok(())
 }
