@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -28,10 +28,7 @@ use crate::{status_socket, uapi_server, unix_socket};
 /// What could not be had at the start, or why the packet loop ended.
 pub fn run(options: Options) -> anyhow::Result<()> {
     // Before any thread exists, so that all inherit the mask and only this one takes the signals.
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals.thread_block().context("block signals")?;
+    let signals = block_signals()?;
 
     let _lock = InterfaceLock::take(&options.run_dir, &options.interface)?;
     let uapi_path = options.uapi_dir.join(format!("{}.sock", options.interface));
@@ -52,13 +49,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     if let Some(saver) = &saver {
         saver.clone().spawn(changed).context("start the saver")?;
     }
-    let shard = thread::Builder::new()
-        .name("shard-0".into())
-        .spawn(move || {
-            let _ended = EndOfShard;
-            shard.run()
-        })
-        .context("start the packet loop")?;
+    let shard = spawn_shard(shard)?;
     uapi_server::serve(uapi, control.clone()).context("serve UAPI")?;
     status_socket::serve(status, control.clone(), options.interface.clone())
         .context("serve the status")?;
@@ -69,10 +60,40 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         saver.save();
     }
     control.stop();
+    join_shard(shard)
+}
+
+/// Blocks the signals that end the daemon; they are waited for.
+pub(crate) fn block_signals() -> anyhow::Result<SigSet> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().context("block signals")?;
+    Ok(signals)
+}
+
+/// Starts the packet loop in a thread; the process gets SIGTERM when it has ended.
+pub(crate) fn spawn_shard(shard: Shard) -> anyhow::Result<JoinHandle<io::Result<()>>> {
+    thread::Builder::new()
+        .name("shard-0".into())
+        .spawn(move || {
+            let _ended = EndOfShard;
+            shard.run()
+        })
+        .context("start the packet loop")
+}
+
+pub(crate) fn join_shard(shard: JoinHandle<io::Result<()>>) -> anyhow::Result<()> {
     match shard.join() {
         Ok(ended) => ended.context("the packet loop ended"),
         Err(_) => bail!("the packet loop panicked; the log says where"),
     }
+}
+
+/// Asks the main thread to end the daemon in order.
+pub(crate) fn end_process() {
+    // A process can always signal itself.
+    let _ = kill(Pid::this(), Signal::SIGTERM);
 }
 
 /// Ends the whole process when the packet loop has ended, in whatever way.
@@ -80,8 +101,7 @@ struct EndOfShard;
 
 impl Drop for EndOfShard {
     fn drop(&mut self) {
-        // A process can always signal itself.
-        let _ = kill(Pid::this(), Signal::SIGTERM);
+        end_process();
     }
 }
 
@@ -132,13 +152,14 @@ fn make_shard(
         tun,
         udp,
         engine,
+        remake_tun: true,
         changed: told,
     })
     .context("make the packet loop")?;
     Ok((shard, changed))
 }
 
-fn random_seed() -> io::Result<u64> {
+pub(crate) fn random_seed() -> io::Result<u64> {
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(io::Error::other)?;
     Ok(u64::from_le_bytes(seed))

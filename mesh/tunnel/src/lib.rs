@@ -8,7 +8,7 @@
 //!
 //! [`Engine`] is the device as a state machine without I/O: packets, datagrams, time and requests
 //! in, an [`Outbox`] out. [`shard::Shard`] is the loop that gives it a TUN device and sockets, and
-//! [`daemon`] puts the whole program together.
+//! [`daemon`] puts the program of a node together, [`transient`] the drop-in for wireguard-go.
 
 pub mod control;
 pub mod daemon;
@@ -30,6 +30,7 @@ pub mod state;
 pub mod status_socket;
 mod sys;
 mod time;
+pub mod transient;
 pub mod tun;
 pub mod uapi_server;
 pub mod udp;

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
-use warren_tunnel::daemon;
 use warren_tunnel::options::{LogFormat, Options};
+use warren_tunnel::{daemon, transient};
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -14,7 +14,11 @@ fn main() -> ExitCode {
         eprintln!("warren-tunnel: {error:#}");
         return ExitCode::FAILURE;
     }
-    match daemon::run(options) {
+    let ended = match options.transient.clone() {
+        Some(interface) => transient::run(&options, &interface),
+        None => daemon::run(options),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -25,10 +29,11 @@ fn main() -> ExitCode {
 
 /// boringtun says ERROR for normal expiry: it is not heard unless it is asked for.
 fn start_log(options: &Options) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(format!("boringtun=off,{}", options.log)).map_err(|error| {
+    let level = std::env::var("LOG_LEVEL").ok();
+    let filter = options.log_filter(level.as_deref());
+    let filter = EnvFilter::try_new(format!("boringtun=off,{filter}")).map_err(|error| {
         anyhow::anyhow!(
-            "--log {:?}: {error}; allowed: error, warn, info, debug, trace, or target=level,...",
-            options.log
+            "--log {filter:?}: {error}; allowed: error, warn, info, debug, trace, or target=level,..."
         )
     })?;
     let log = tracing_subscriber::fmt()

@@ -6,11 +6,31 @@ use clap::{Parser, ValueEnum};
 use warren_core::consts;
 
 /// The userspace WireGuard data plane of Warren. Configure it with `wg`, or let warren-agent do so.
+///
+/// Without INTERFACE it is the daemon of a Warren node: in the foreground, with a key and peers
+/// that outlive it. With INTERFACE it does what wireguard-go does.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "warren-tunnel", version)]
+#[command(name = "warren-tunnel", version, after_long_help = AFTER_HELP)]
 pub struct Options {
-    /// The interface, a TUN device that stays when the daemon ends.
-    #[arg(env = "WARREN_INTERFACE", default_value = consts::INTERFACE)]
+    /// Be a drop-in for wireguard-go: make INTERFACE, go to the background, keep nothing.
+    ///
+    /// The interface has no key until `wg` sets one, any free UDP port, and is down. The process
+    /// ends when its interface or its UAPI socket is removed, and the interface goes with it.
+    /// This is what wg-quick wants: WG_QUICK_USERSPACE_IMPLEMENTATION=warren-tunnel wg-quick up wg0
+    #[arg(value_name = "INTERFACE", id = "transient")]
+    pub transient: Option<String>,
+
+    /// Stay in the foreground; without INTERFACE it always does.
+    #[arg(short, long)]
+    pub foreground: bool,
+
+    /// A node's interface, a TUN device that stays when the daemon ends.
+    #[arg(
+        long,
+        env = "WARREN_INTERFACE",
+        value_name = "NAME",
+        default_value = consts::INTERFACE
+    )]
     pub interface: String,
 
     /// The UDP port, 0 for any free one [default: the one last used, at first 51871].
@@ -18,7 +38,13 @@ pub struct Options {
     pub listen_port: Option<u16>,
 
     /// Where the private key and the peers last applied are kept (made with mode 0700).
-    #[arg(long, env = "WARREN_STATE_DIR", value_name = "DIR", default_value = consts::STATE_DIR)]
+    #[arg(
+        long,
+        env = "WARREN_STATE_DIR",
+        value_name = "DIR",
+        default_value = consts::STATE_DIR,
+        conflicts_with = "transient"
+    )]
     pub state_dir: PathBuf,
 
     /// Where the status socket and the lock are (made with mode 0700).
@@ -30,7 +56,12 @@ pub struct Options {
     pub uapi_dir: PathBuf,
 
     /// The private key's file, made if it is missing [default: STATE_DIR/private.key].
-    #[arg(long, env = "WARREN_KEY_FILE", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "WARREN_KEY_FILE",
+        value_name = "FILE",
+        conflicts_with = "transient"
+    )]
     pub key_file: Option<PathBuf>,
 
     /// Keep neither key nor peers: a new key each start, nothing is written to STATE_DIR.
@@ -41,15 +72,19 @@ pub struct Options {
     #[arg(long, env = "WARREN_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 
-    /// What is logged, as `level` or `target=level,...` (levels: error, warn, info, debug, trace).
-    #[arg(
-        long,
-        env = "WARREN_LOG",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
-    pub log: String,
+    /// What is logged, as `level` or `target=level,...` (levels: error, warn, info, debug, trace)
+    /// [default: info; with INTERFACE what LOG_LEVEL says, else error].
+    #[arg(long, env = "WARREN_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
 }
+
+const AFTER_HELP: &str = "\
+Environment, with INTERFACE only, as of wireguard-go:
+  WG_PROCESS_FOREGROUND=1  stay in the foreground
+  WG_TUN_FD=N              use this open TUN device (IFF_TUN and IFF_NO_PI, no IFF_VNET_HDR)
+  WG_UAPI_FD=N             use this listening Unix socket
+  LOG_LEVEL                verbose, debug, error or silent; with one of the first three a process
+                           in the background keeps its standard output and error";
 
 /// How the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -67,12 +102,28 @@ impl Options {
             .clone()
             .unwrap_or_else(|| self.state_dir.join("private.key"))
     }
+
+    /// What is logged. `level` is the value of `LOG_LEVEL`, which counts as in wireguard-go: only
+    /// for a transient interface, and anything unknown is `error`.
+    pub fn log_filter(&self, level: Option<&str>) -> String {
+        let default = match (&self.transient, level) {
+            (None, _) => "info",
+            (Some(_), Some("verbose" | "debug")) => "debug",
+            (Some(_), Some("silent")) => "off",
+            (Some(_), _) => "error",
+        };
+        self.log.clone().unwrap_or_else(|| default.to_owned())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    fn parse(arguments: &[&str]) -> Options {
+        Options::try_parse_from([&["warren-tunnel"], arguments].concat()).unwrap()
+    }
 
     #[test]
     fn the_command_line_is_sound_and_errors_name_key_value_and_what_is_allowed() {
@@ -83,5 +134,33 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         assert!(Options::try_parse_from(["warren-tunnel", "--listen-port", "65536"]).is_err());
+    }
+
+    #[test]
+    fn an_interface_alone_is_what_wg_quick_gives_and_it_keeps_nothing() {
+        assert_eq!(parse(&["wg0"]).transient.as_deref(), Some("wg0"));
+        assert!(parse(&["-f", "wg0"]).foreground);
+        let node = parse(&["--state-dir", "/x"]);
+        assert_eq!((node.transient, &*node.interface), (None, "warren0"));
+        for kept in [["--state-dir", "/x"], ["--key-file", "/x"]] {
+            let error = Options::try_parse_from(["warren-tunnel", "wg0", kept[0], kept[1]]);
+            let text = error.unwrap_err().to_string();
+            assert!(
+                text.contains(kept[0]) && text.contains("INTERFACE"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn log_level_counts_for_a_transient_interface_alone() {
+        let (node, wg) = (parse(&[]), parse(&["wg0"]));
+        assert_eq!(node.log_filter(Some("debug")), "info");
+        assert_eq!(wg.log_filter(None), "error");
+        assert_eq!(wg.log_filter(Some("verbose")), "debug");
+        assert_eq!(wg.log_filter(Some("silent")), "off");
+        assert_eq!(wg.log_filter(Some("nonsense")), "error");
+        let asked = parse(&["wg0", "--log", "trace"]);
+        assert_eq!(asked.log_filter(Some("silent")), "trace");
     }
 }

@@ -44,9 +44,8 @@ impl SetError {
     /// Returns the number for UAPI's answer.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Udp(UdpError::Bind { source, .. } | UdpError::Mark { source, .. }) => source
-                .raw_os_error()
-                .map_or(errno::EADDRINUSE, |code| -code),
+            // Whatever the kernel said, as in the reference.
+            Self::Udp(UdpError::Bind { .. } | UdpError::Mark { .. }) => errno::EADDRINUSE,
             Self::Apply(ApplyError::TooManyPeers { .. }) => errno::EINVAL,
         }
     }
@@ -84,6 +83,8 @@ pub struct ShardParts {
     pub udp: Udp,
     /// The device.
     pub engine: Engine,
+    /// Whether an interface that others delete is made anew; else the loop ends with it.
+    pub remake_tun: bool,
     /// Told once after each change that is worth saving; a full channel is told already.
     pub changed: SyncSender<()>,
 }
@@ -93,6 +94,7 @@ pub struct Shard {
     interface: String,
     tun: Option<Tun>,
     reopen_at: Option<Instant>,
+    remake_tun: bool,
     udp: Udp,
     engine: Engine,
     changed: SyncSender<()>,
@@ -133,6 +135,7 @@ impl Shard {
             interface: parts.interface,
             tun: Some(parts.tun),
             reopen_at: None,
+            remake_tun: parts.remake_tun,
             udp: parts.udp,
             engine,
             changed: parts.changed,
@@ -152,7 +155,7 @@ impl Shard {
         self.control.clone()
     }
 
-    /// Runs until it is asked to stop.
+    /// Runs until it is asked to stop, or until its interface is gone and shall not be made anew.
     ///
     /// # Errors
     /// What the kernel says about epoll; no packet and no peer can make it end.
@@ -178,6 +181,9 @@ impl Shard {
                 }
             }
             self.do_due(now);
+            if self.tun.is_none() && !self.remake_tun {
+                return Ok(());
+            }
         }
     }
 
@@ -319,10 +325,14 @@ impl Shard {
 
     /// A device that somebody has deleted reads as broken for ever.
     fn lose_tun(&mut self, now: Instant, error: &io::Error) {
-        tracing::warn!(interface = self.interface, %error, "the TUN device is gone; making it anew");
         self.tun_errors += 1;
         self.tun = None;
-        self.reopen_at = Some(now);
+        if self.remake_tun {
+            tracing::warn!(interface = self.interface, %error, "the TUN device is gone; making it anew");
+            self.reopen_at = Some(now);
+        } else {
+            tracing::info!(interface = self.interface, %error, "the TUN device is gone; ending");
+        }
     }
 
     fn reopen_tun(&mut self, now: Instant) {

@@ -7,6 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
 /// Why a socket could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -72,6 +74,62 @@ pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
             identity,
         },
     ))
+}
+
+impl SocketFile {
+    /// Takes over the file of a socket that somebody else has made.
+    ///
+    /// # Errors
+    /// [`SocketError::Io`] when it is not there.
+    pub fn of(path: &Path) -> Result<Self, SocketError> {
+        let found = fs::symlink_metadata(path).map_err(|source| SocketError::Io {
+            operation: "look at",
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            identity: identity(&found),
+        })
+    }
+
+    /// Begins to watch whether the file stays.
+    ///
+    /// # Errors
+    /// What the kernel says about inotify, or about a file that is gone already.
+    pub fn watch(&self) -> io::Result<SocketWatch> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
+        // The file lives on as long as it is listened on: its removal is a change of its links.
+        let changes =
+            AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
+        inotify.add_watch(&self.path, changes)?;
+        Ok(SocketWatch {
+            inotify,
+            path: self.path.clone(),
+            inode: self.identity.0,
+        })
+    }
+}
+
+/// The watch over a socket's file.
+#[derive(Debug)]
+pub struct SocketWatch {
+    inotify: Inotify,
+    path: PathBuf,
+    inode: u64,
+}
+
+impl SocketWatch {
+    /// Waits until the file is removed or another has taken its place.
+    ///
+    /// # Errors
+    /// What the kernel says about inotify.
+    pub fn wait_gone(self) -> io::Result<()> {
+        while fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            self.inotify.read_events()?;
+        }
+        Ok(())
+    }
 }
 
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
@@ -147,6 +205,20 @@ mod tests {
         );
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_watch_ends_when_the_file_is_removed_and_not_when_its_mode_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sock");
+        let (_listener, file) = listen(&path).unwrap();
+        let watch = file.watch().unwrap();
+        let watching = std::thread::spawn(move || watch.wait_gone());
+        fs::set_permissions(&path, Permissions::from_mode(0o660)).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!watching.is_finished());
+        fs::remove_file(&path).unwrap();
+        watching.join().unwrap().unwrap();
     }
 
     #[test]
