@@ -6,8 +6,13 @@
 //! block 0 .. 63        ->
 //!                      <-    next is 16, 32, 48, 64
 //! block 64 .. 127      ->
-//! (no news for 50 ms: everything after the last acknowledged block is sent again)
+//! block 129            ->    (128 was lost)
+//!                      <-    next is 128
+//! block 128 ..         ->
 //! ```
+//!
+//! An acknowledgement that says nothing new tells of a loss, and so do 50 ms without one: then all
+//! after the last acknowledged block is sent again.
 
 use std::time::{Duration, Instant};
 
@@ -78,6 +83,9 @@ pub(super) struct Sender {
     count: u64,
     acknowledged: u64,
     next: u64,
+    /// The block that a repeated acknowledgement has brought the sender back to. Each block still
+    /// on the way then repeats it once more, and none of those tells of another loss.
+    back_at: Option<u64>,
     hashed: u64,
     digest: Sha256,
     retry_at: Instant,
@@ -90,6 +98,7 @@ impl Sender {
             count,
             acknowledged: 0,
             next: 0,
+            back_at: None,
             hashed: 0,
             digest: Sha256::new(),
             retry_at: now + RETRY,
@@ -125,6 +134,10 @@ impl Sender {
         if number > self.acknowledged && number <= self.hashed {
             self.acknowledged = number;
             self.next = self.next.max(number);
+            self.retry_at = now + RETRY;
+        } else if number == self.acknowledged && self.back_at != Some(number) {
+            self.next = number;
+            self.back_at = Some(number);
             self.retry_at = now + RETRY;
         }
     }
@@ -260,6 +273,23 @@ mod tests {
             assert_eq!(receiver.digest(), hex(&expected));
             assert_eq!(sender.finished(), Some(hex(&expected)));
         }
+    }
+
+    #[test]
+    fn a_repeated_acknowledgement_brings_the_sender_back_at_once_and_only_once() {
+        let now = Instant::now();
+        let mut sender = Sender::new(100, now);
+        let sent = |sender: &mut Sender| std::iter::from_fn(|| sender.poll_message(now)).count();
+        assert_eq!(sent(&mut sender) as u64, WINDOW);
+        sender.handle_next(16, now);
+        sender.handle_next(16, now);
+        assert_eq!(
+            sent(&mut sender) as u64,
+            WINDOW,
+            "blocks 16 to 79, of which 48 anew"
+        );
+        sender.handle_next(16, now);
+        assert_eq!(sender.poll_message(now), None);
     }
 
     #[test]

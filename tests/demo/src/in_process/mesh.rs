@@ -271,7 +271,7 @@ impl NodeHandle {
         let (answer, answers) = mpsc::sync_channel(1);
         self.tell(command(answer))?;
         answers.recv_timeout(limit).map_err(|error| match error {
-            RecvTimeoutError::Timeout => anyhow!("no answer within {limit:?}"),
+            RecvTimeoutError::Timeout => anyhow!("{} gives no answer within {limit:?}", self.name),
             RecvTimeoutError::Disconnected => anyhow!("{} has ended", self.name),
         })
     }
