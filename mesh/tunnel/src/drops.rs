@@ -53,6 +53,8 @@ drop_reasons! {
     UnknownIndex = "unknown_index",
     /// An initiation whose timestamp is not later than the last one's.
     HandshakeReplayed = "handshake_replayed",
+    /// An initiation less than 20 ms after the same peer's last one.
+    HandshakeFlood = "handshake_flood",
     /// A handshake message that does not authenticate or answers nothing (also: wrong PSK).
     HandshakeRefused = "handshake_refused",
     /// A cookie reply that does not authenticate or answers nothing.

@@ -10,11 +10,13 @@
 //! in, an [`Outbox`] out. [`shard::Shard`] is the loop that gives it a TUN device and sockets, and
 //! [`daemon`] puts the program of a node together, [`transient`] the drop-in for wireguard-go.
 
+pub mod clock;
 pub mod control;
 pub mod daemon;
 mod drops;
 mod engine;
 mod inner;
+mod key_pairs;
 pub mod lock;
 mod message;
 pub mod options;
@@ -24,6 +26,7 @@ mod peer;
 mod queue;
 mod random;
 pub mod saver;
+mod schedule;
 mod session;
 pub mod shard;
 pub mod state;
@@ -35,8 +38,10 @@ pub mod tun;
 pub mod uapi_server;
 pub mod udp;
 pub mod unix_socket;
+mod wiped;
 
 pub use drops::{DropReason, Drops};
 pub use engine::{ApplyError, Counters, Engine, EngineConfig, PathQuery};
 pub use outbox::Outbox;
+pub use session::MessageLimits;
 pub use time::Now;

@@ -6,6 +6,8 @@ pub(crate) const INITIATION_LEN: usize = 148;
 pub(crate) const RESPONSE_LEN: usize = 92;
 /// Length of a cookie reply in bytes.
 pub(crate) const COOKIE_REPLY_LEN: usize = 64;
+/// Length of the MAC that ends a handshake message and proves a cookie, in bytes.
+pub(crate) const MAC2_LEN: usize = 16;
 /// Bytes that a data message adds to what it carries: the header of 16 and the tag of 16.
 pub(crate) const DATA_OVERHEAD: usize = 32;
 
@@ -51,6 +53,15 @@ pub(crate) fn ephemeral_key(handshake: &[u8]) -> Option<[u8; 32]> {
         _ => return None,
     };
     handshake.get(start..start + 32)?.try_into().ok()
+}
+
+/// The counter of a data message.
+#[inline]
+pub(crate) fn counter(data: &[u8]) -> u64 {
+    match data.get(8..16).and_then(|bytes| bytes.try_into().ok()) {
+        Some(bytes) => u64::from_le_bytes(bytes),
+        None => 0,
+    }
 }
 
 /// Whether an outgoing message is an initiation.

@@ -16,6 +16,9 @@ use crate::time::Now;
 /// How often an active peer's path is measured again.
 const PATH_QUERY_EVERY: Duration = Duration::from_secs(10);
 
+/// The shortest time between two initiations of one peer that are both answered.
+const INITIATION_EVERY: Duration = Duration::from_millis(20);
+
 /// What the device lends to a peer while it handles one input.
 pub(crate) struct Context<'a> {
     pub(crate) now: Now,
@@ -44,6 +47,8 @@ pub(crate) struct Peer {
     pub(crate) deadline: Option<Instant>,
     /// When its path was last asked for; `None` after the endpoint changed.
     pub(crate) path_asked_at: Option<Instant>,
+    /// When the last initiation of the peer was answered.
+    pub(crate) initiation_at: Option<Instant>,
     /// It is in the device's list of handshakes to begin.
     pub(crate) start_pending: bool,
 }
@@ -64,6 +69,7 @@ impl Peer {
             last_handshake: None,
             deadline: None,
             path_asked_at: None,
+            initiation_at: None,
             start_pending: false,
         }
     }
@@ -75,7 +81,6 @@ impl Peer {
     /// Sends an inner packet, or keeps it until there is a session.
     #[inline]
     pub(crate) fn send(&mut self, ctx: &mut Context<'_>, packet: &[u8]) {
-        self.refresh(ctx);
         let Some(session) = &mut self.session else {
             return ctx.drops.count(DropReason::NoPrivateKey);
         };
@@ -104,6 +109,7 @@ impl Peer {
             ctx.out.datagrams.commit(len, endpoint);
             self.tx_bytes += len as u64;
         }
+        self.rekey_if_due(ctx);
     }
 
     /// Sends everything that has waited for a session.
@@ -140,7 +146,6 @@ impl Peer {
 
     /// Begins a handshake, or keeps an existing session's path open.
     pub(crate) fn start(&mut self, ctx: &mut Context<'_>) {
-        self.refresh(ctx);
         self.emit(ctx, |session, now, dst| {
             if session.sendable(now) {
                 session.keepalive(now, dst)
@@ -148,18 +153,6 @@ impl Peer {
                 session.initiate(now, dst)
             }
         });
-    }
-
-    /// Tells boringtun the time where its picture of it is old, and sends what that brings about.
-    #[inline]
-    pub(crate) fn refresh(&mut self, ctx: &mut Context<'_>) {
-        if self
-            .session
-            .as_ref()
-            .is_some_and(|session| session.needs_tick(ctx.now.monotonic))
-        {
-            self.tick(ctx);
-        }
     }
 
     pub(crate) fn tick(&mut self, ctx: &mut Context<'_>) {
@@ -184,10 +177,18 @@ impl Peer {
         source: SocketAddr,
         initiation: &[u8],
     ) -> Result<bool, DropReason> {
-        self.refresh(ctx);
+        let now = ctx.now.monotonic;
+        let flood = self
+            .initiation_at
+            .is_some_and(|at| now.saturating_duration_since(at) < INITIATION_EVERY);
+        if flood {
+            return Err(DropReason::HandshakeFlood);
+        }
+        self.emit(ctx, Session::before_initiation);
         let session = self.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
         let room = ctx.out.datagrams.room(room_for(0));
-        let len = session.handle_initiation(ctx.now.monotonic, initiation, room)?;
+        let len = session.handle_initiation(now, initiation, room)?;
+        self.initiation_at = Some(now);
         ctx.out.datagrams.commit(len, source);
         self.tx_bytes += len as u64;
         Ok(self.received(source, initiation.len()))
@@ -201,7 +202,6 @@ impl Peer {
         response: &[u8],
         receiver: u32,
     ) -> Result<bool, DropReason> {
-        self.refresh(ctx);
         let session = self.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
         let room = ctx.out.datagrams.room(room_for(0));
         let len = session.handle_response(ctx.now.monotonic, response, receiver, room)?;
@@ -221,7 +221,6 @@ impl Peer {
         data: &[u8],
         receiver: u32,
     ) -> Result<(Opened, bool), DropReason> {
-        self.refresh(ctx);
         let session = self.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
         let room = ctx.out.packets.room(data.len());
         let opened = session.open(ctx.now.monotonic, data, receiver, room)?;
@@ -229,6 +228,7 @@ impl Peer {
         if opened.completed {
             self.completed(ctx);
         }
+        self.rekey_if_due(ctx);
         Ok((opened, roamed))
     }
 
@@ -250,6 +250,13 @@ impl Peer {
             session.endpoint_changed();
         }
         true
+    }
+
+    #[inline]
+    fn rekey_if_due(&mut self, ctx: &mut Context<'_>) {
+        if self.session.as_ref().is_some_and(Session::is_rekey_due) {
+            self.emit(ctx, Session::rekey);
+        }
     }
 
     fn completed(&mut self, ctx: &mut Context<'_>) {

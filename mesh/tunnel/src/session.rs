@@ -1,22 +1,35 @@
 //! One peer's Noise session, and the check of handshakes that all peers share.
 //!
-//! The only file that names boringtun. What boringtun 0.7.1 lacks is added here:
+//! The only file that names boringtun. boringtun does the cryptography, the replay window, and the
+//! choice of the key pair to send with; all timers are ours (`schedule.rs`), for its own:
 //!
-//! - It reads its own clock and says no deadline: [`Session::deadline`] says when to run it, and
-//!   [`Session::needs_tick`] that its picture of the time is too old to be used as it is.
-//! - Sessions are refused by age here too, in both directions, should its timers come late.
-//! - Retries, their jitter, giving up, persistent keepalive, and noticing that a peer has stopped
-//!   answering are ours: it stops its keepalive for good once a handshake has failed, and counts
-//!   the age of a session that never was.
-//! - A session that only the peer could have confirmed is not sent with before it is: boringtun
-//!   does that once eight handshakes have gone round its ring.
+//! - read its own clock, tell no deadline, and are counted in steps of whoever runs them, so that
+//!   data and its answer within one step are taken for unanswered or for never received;
+//! - rekey a session that nobody uses, and one that was merely quiet for 15 s;
+//! - throw all key pairs away 90 s after a handshake began that another one has overtaken;
+//! - have no jitter, and stop the persistent keepalive for good once a handshake has failed.
+//!
+//! So boringtun's clock is advanced only where a handshake begins or is answered, which is where it
+//! stamps the new key pair, and never when that could cost a pair that is still good. In between
+//! its time stands still, which it does not notice. What else it lacks is added here:
+//!
+//! - Key pairs are refused by age and by count here, in both directions and whenever timers run.
+//! - A handshake does not overwrite the key pair that traffic is on: its ring has eight places and
+//!   no regard for what is in them.
+//! - A pair that only the peer could have confirmed is not sent with before it is.
+//! - A response is taken for the last initiation only, as the reference does: a late one would
+//!   leave boringtun with a handshake that never ends.
 //! - Packets wait for a handshake outside of it, under one budget for all peers (`queue.rs`).
+//! - It wipes no key. When keys are to be erased the whole `Tunn` is dropped, its memory filled
+//!   with zeros, and a new one made; so is the stack after each handshake. To the new `Tunn` the
+//!   peer's last initiation is shown first, so that it refuses older ones as the old `Tunn` did.
+//!   Not wiped is a key pair that has left the ring's use but not its place: under unbroken
+//!   traffic that is until eight handshakes later.
+//! - Its wall clock, which stamps handshakes, can go back: see `clock.rs`.
 //!
-//! ```text
-//! key pair:   0 s ------ 120 s ------------- 180 s ---------------- 540 s
-//!             use        initiator rekeys    refused in and out     erased
-//! handshake:  sent -- 5 s + 0..333 ms -- sent -- ... -- 90 s given up
-//! ```
+//! What cannot be added without taking the data path from it: its replay window is 1,024 packets
+//! (the reference's is 8,128), checked before decryption inside a type that it keeps to itself.
+//! Packets later than that are dropped as replays.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -29,35 +42,42 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519;
 use warren_keyring::{PresharedKey, PrivateKey, PublicKey};
 
+use crate::clock::{StampClock, with_realtime};
 use crate::drops::DropReason;
+use crate::key_pairs::{KeyPair, KeyRing, next_index};
 use crate::message::{
-    COOKIE_REPLY_LEN, DATA_OVERHEAD, INITIATION_LEN, ephemeral_key, is_initiation, sender_index,
+    COOKIE_REPLY_LEN, DATA_OVERHEAD, INITIATION_LEN, MAC2_LEN, counter, ephemeral_key,
+    is_initiation, sender_index,
 };
 use crate::outcome::{Admission, Opened, OpenedKind, Sealed, Ticked};
 use crate::random::Random;
+use crate::schedule::{Due, REKEY_AFTER, REKEY_AFTER_RECEIVING, Schedule};
+use crate::wiped::{WipedBox, wipe_stack};
 
-/// Reject-After-Time (WireGuard paper, section 6.1).
-pub(crate) const REJECT_AFTER: Duration = Duration::from_secs(180);
-/// Rekey-Attempt-Time.
-pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(90);
-/// Rekey-Timeout.
-pub(crate) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Keepalive-Timeout and Rekey-Timeout: after so long without an answer the peer is asked anew.
-const UNANSWERED: Duration = Duration::from_secs(15);
-/// The jitter of every retry, in milliseconds.
-const JITTER_MS: u64 = 333;
-/// How old boringtun's reading of its clock may be when it is used.
-const TICK: Duration = Duration::from_millis(250);
-/// How long after its last packet a session is ticked closely: past any passive keepalive.
-const BUSY: Duration = Duration::from_secs(17);
-/// How often a quiet session is ticked, until its keys are erased.
-const QUIET_TICK: Duration = Duration::from_secs(10);
-/// The key pairs that boringtun keeps; a pair's place is its local index modulo this.
-const KEY_PAIRS: usize = 8;
+/// How long a cookie is good for.
+const COOKIE_LIFE: Duration = Duration::from_secs(120);
 /// The handshakes a second that are answered without a cookie, at least.
 const MIN_HANDSHAKE_LIMIT: u64 = 256;
 /// And at most: a responder's share of one is 135 us of a core.
 const MAX_HANDSHAKE_LIMIT: u64 = 4096;
+
+/// How many messages one key pair is good for (WireGuard paper, section 6.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageLimits {
+    /// Rekey-After-Messages: a new handshake is begun once so many were sent.
+    pub rekey_after: u64,
+    /// Reject-After-Messages: nothing is sent or accepted from that counter on.
+    pub reject_after: u64,
+}
+
+impl Default for MessageLimits {
+    fn default() -> Self {
+        Self {
+            rekey_after: 1 << 60,
+            reject_after: u64::MAX - (1 << 13),
+        }
+    }
+}
 
 /// Returns the room that a message needs which carries `len` bytes.
 #[inline]
@@ -67,25 +87,35 @@ pub(crate) fn room_for(len: usize) -> usize {
 
 /// The device's own key, and the gate that each handshake passes before it costs a key exchange.
 pub(crate) struct Identity {
-    private: x25519::StaticSecret,
-    public: x25519::PublicKey,
+    keys: Arc<Keys>,
     gate: RateLimiter,
     limit: u64,
+}
+
+/// What sessions are made of that belong to one device.
+struct Keys {
+    private: x25519::StaticSecret,
+    public: x25519::PublicKey,
     /// For the peers' own second check, which must not count against the gate.
     open_gate: Arc<RateLimiter>,
+    stamps: StampClock,
 }
 
 impl Identity {
-    pub(crate) fn new(private_key: &PrivateKey, peers: usize) -> Self {
+    pub(crate) fn new(private_key: &PrivateKey, peers: usize, stamps: StampClock) -> Self {
         let private = private_key.to_x25519();
         let public = private_key.public_key().to_x25519();
         let limit = handshake_limit(peers);
-        Self {
-            gate: RateLimiter::new(&public, limit),
-            limit,
+        let keys = Keys {
             open_gate: Arc::new(RateLimiter::new(&public, u64::MAX)),
             private,
             public,
+            stamps,
+        };
+        Self {
+            gate: RateLimiter::new(&public, limit),
+            limit,
+            keys: Arc::new(keys),
         }
     }
 
@@ -94,7 +124,7 @@ impl Identity {
     pub(crate) fn scale(&mut self, peers: usize) {
         let limit = handshake_limit(peers);
         if limit != self.limit {
-            self.gate = RateLimiter::new(&self.public, limit);
+            self.gate = RateLimiter::new(&self.keys.public, limit);
             self.limit = limit;
         }
     }
@@ -123,7 +153,7 @@ impl Identity {
         let Packet::HandshakeInit(initiation) = packet else {
             return Admission::Response;
         };
-        match parse_handshake_anon(&self.private, &self.public, &initiation) {
+        match parse_handshake_anon(&self.keys.private, &self.keys.public, &initiation) {
             Ok(half) => match PublicKey::from_bytes(half.peer_static_public) {
                 Ok(key) => Admission::Initiation(key),
                 Err(_) => Admission::Refused(DropReason::LowOrderKey),
@@ -138,137 +168,121 @@ fn handshake_limit(peers: usize) -> u64 {
     scaled.clamp(MIN_HANDSHAKE_LIMIT, MAX_HANDSHAKE_LIMIT)
 }
 
-/// A pair of symmetric keys that boringtun holds, mirrored here by its indices and age.
-#[derive(Clone, Copy, Debug)]
-struct KeyPair {
-    local: u32,
-    since: Instant,
-    /// The peer has shown that it has the keys too; an initiator knows that from the response.
-    confirmed: bool,
-}
-
-/// A handshake of ours that nobody has answered yet.
-#[derive(Clone, Copy, Debug)]
-struct Attempt {
-    started: Instant,
-    retry_at: Instant,
+/// What a session is made of that belongs to one peer.
+pub(crate) struct SessionParts<'a> {
+    pub(crate) peer: PublicKey,
+    pub(crate) preshared_key: Option<&'a PresharedKey>,
+    /// 24 bits: they prefix every index that the peer is told to address us by.
+    pub(crate) index: u32,
+    /// The newest initiation that a former session with the peer has accepted.
+    pub(crate) last_initiation: Option<Box<[u8]>>,
+    pub(crate) limits: MessageLimits,
+    pub(crate) random: Random,
 }
 
 /// A peer's session.
 pub(crate) struct Session {
-    tunn: Box<Tunn>,
-    key_pairs: [Option<KeyPair>; KEY_PAIRS],
-    current: u32,
-    attempt: Option<Attempt>,
-    initiated_at: Option<Instant>,
-    ticked_at: Option<Instant>,
-    /// Nothing is left that could run out.
-    expired: bool,
-    keepalive: Option<Duration>,
-    busy_until: Option<Instant>,
-    /// The last authenticated message, sent or received.
-    traversed_at: Option<Instant>,
-    unanswered_since: Option<Instant>,
-    random: Random,
+    tunn: WipedBox<Tunn>,
+    keys: Arc<Keys>,
+    peer: PublicKey,
+    preshared_key: Option<PresharedKey>,
+    limits: MessageLimits,
+    ring: KeyRing,
+    schedule: Schedule,
+    /// The newest local index that boringtun has given.
+    issued: u32,
+    /// The local index of the last initiation.
+    initiated: Option<u32>,
+    /// boringtun waits for a response.
+    awaits_response: bool,
+    /// When boringtun was last told the time.
+    advanced_at: Option<Instant>,
+    cookie_at: Option<Instant>,
+    last_initiation: Option<Box<[u8]>>,
+    rekey_due: bool,
 }
 
 impl Session {
-    /// Makes a session without keys. `index` has 24 bits; it prefixes every index that the peer is
-    /// told to address us by.
-    pub(crate) fn new(
-        identity: &Identity,
-        peer: PublicKey,
-        preshared_key: Option<&PresharedKey>,
-        index: u32,
-        random: Random,
-    ) -> Self {
-        let tunn = Tunn::new(
-            identity.private.clone(),
-            peer.to_x25519(),
-            preshared_key.map(|key| *key.as_bytes()),
-            None,
-            index,
-            Some(Arc::clone(&identity.open_gate)),
-        );
-        Self {
-            tunn: Box::new(tunn),
-            key_pairs: [None; KEY_PAIRS],
-            current: 0,
-            attempt: None,
-            initiated_at: None,
-            ticked_at: None,
-            expired: true,
-            keepalive: None,
-            busy_until: None,
-            traversed_at: None,
-            unanswered_since: None,
-            random,
-        }
+    /// Makes a session without keys.
+    pub(crate) fn new(identity: &Identity, parts: SessionParts<'_>) -> Self {
+        let keys = Arc::clone(&identity.keys);
+        let preshared_key = parts.preshared_key.cloned();
+        let mut session = Self {
+            tunn: make_tunn(&keys, &parts.peer, preshared_key.as_ref(), parts.index),
+            keys,
+            peer: parts.peer,
+            preshared_key,
+            limits: parts.limits,
+            ring: KeyRing::default(),
+            schedule: Schedule::new(parts.random),
+            issued: parts.index << 8,
+            initiated: None,
+            awaits_response: false,
+            advanced_at: None,
+            cookie_at: None,
+            last_initiation: parts.last_initiation,
+            rekey_due: false,
+        };
+        session.recall_initiation();
+        session
+    }
+
+    /// Ends the session and gives what the next one with this peer has to know.
+    pub(crate) fn into_last_initiation(self) -> Option<Box<[u8]>> {
+        self.last_initiation
     }
 
     /// Sets the persistent keepalive; existing keys stay.
-    pub(crate) fn set_keepalive(&mut self, interval: Option<Duration>) {
-        self.keepalive = interval;
+    pub(crate) fn set_keepalive(&mut self, now: Instant, interval: Option<Duration>) {
+        self.schedule.set_persistent(now, interval);
     }
 
-    /// Whether boringtun has to be told the time before anything else is asked of it.
-    #[inline]
-    pub(crate) fn needs_tick(&self, now: Instant) -> bool {
-        self.ticked_at
-            .is_none_or(|at| now.saturating_duration_since(at) >= TICK)
-    }
-
-    /// When to call [`Session::tick`]; `None` when a peer at rest needs nothing.
+    /// When to call [`Session::tick`]; `None` when a peer at rest needs nothing. `waiting` tells
+    /// that packets wait for a handshake.
     pub(crate) fn deadline(&self, now: Instant, waiting: bool) -> Option<Instant> {
-        if let Some(attempt) = self.attempt {
-            return Some(attempt.retry_at);
+        let own = self.schedule.deadline();
+        if waiting && !self.schedule.in_attempt() && !self.sendable(now) {
+            let handshake = self.schedule.next_handshake().unwrap_or(now);
+            return own.into_iter().chain([handshake]).min();
         }
-        let keepalive = self
-            .keepalive
-            .map(|interval| self.traversed_at.unwrap_or(now) + interval);
-        let own = if waiting || self.busy_until.is_some_and(|until| now < until) {
-            Some(now + TICK)
-        } else {
-            (!self.expired).then_some(now + QUIET_TICK)
-        };
-        own.into_iter().chain(keepalive).min()
+        own
     }
 
-    /// Runs all timers. `waiting` tells that packets wait for a handshake.
+    /// Does the next thing that is due.
     pub(crate) fn tick(&mut self, now: Instant, waiting: bool, dst: &mut [u8]) -> Ticked {
-        let message = self.tick_boringtun(now, dst);
-        if message.is_some() {
-            return Ticked {
-                message,
-                gave_up: false,
-            };
-        }
-        if let Some(attempt) = self.attempt {
-            if now.saturating_duration_since(attempt.started) >= ATTEMPT_TIME {
-                self.attempt = None;
-                self.expired = !self.has_keys(now);
+        let message = match self.schedule.due(now) {
+            Some(Due::Retry) => self.initiate_now(now, dst),
+            Some(Due::GiveUp) => {
+                self.schedule.note_given_up();
+                if !self.ring.any_valid(now) {
+                    self.erase();
+                }
                 return Ticked {
                     message: None,
                     gave_up: true,
                 };
             }
-            if now >= attempt.retry_at {
-                return Ticked {
-                    message: self.initiate_now(now, dst),
-                    gave_up: false,
-                };
+            Some(Due::Erase) => {
+                self.erase();
+                None
             }
-            return Ticked::default();
-        }
-        let unanswered = self
-            .unanswered_since
-            .is_some_and(|since| now.saturating_duration_since(since) >= UNANSWERED);
-        let message = if unanswered || (waiting && !self.sendable(now)) {
-            self.initiate(now, dst)
-        } else if self.keepalive_due(now) {
-            self.keepalive(now, dst)
-        } else {
-            None
+            Some(Due::Handshake) => self.initiate_now(now, dst),
+            Some(Due::Keepalive) => {
+                let sent = self.seal(now, &[], dst);
+                self.schedule.note_keepalive(now);
+                match sent {
+                    Sealed::Data(len) => Some(len),
+                    Sealed::Kept(message) => message,
+                    Sealed::NotReady => None,
+                }
+            }
+            Some(Due::PersistentKeepalive) => {
+                let message = self.keepalive(now, dst);
+                self.schedule.note_sent(now);
+                message
+            }
+            None if waiting && !self.sendable(now) => self.initiate(now, dst),
+            None => None,
         };
         Ticked {
             message,
@@ -279,8 +293,8 @@ impl Session {
     /// Whether a packet can be sent now.
     #[inline]
     pub(crate) fn sendable(&self, now: Instant) -> bool {
-        self.key_pairs[slot(self.current)].is_some_and(|pair| {
-            pair.confirmed && now.saturating_duration_since(pair.since) < REJECT_AFTER
+        self.ring.current().is_some_and(|pair| {
+            pair.confirmed && pair.is_valid(now) && pair.sent < self.limits.reject_after
         })
     }
 
@@ -288,27 +302,31 @@ impl Session {
     #[inline]
     pub(crate) fn seal(&mut self, now: Instant, packet: &[u8], dst: &mut [u8]) -> Sealed {
         if !self.sendable(now) {
-            self.busy_until = Some(now + BUSY);
             return Sealed::NotReady;
         }
         match self.tunn.encapsulate(packet, dst) {
             TunnResult::WriteToNetwork(message) if !is_initiation(message) => {
                 let len = message.len();
-                self.busy_until = Some(now + BUSY);
-                self.traversed_at = Some(now);
-                if !packet.is_empty() {
-                    self.unanswered_since.get_or_insert(now);
+                if let Some(pair) = self.ring.current_mut() {
+                    pair.sent += 1;
+                    self.rekey_due |= pair.sent > self.limits.rekey_after
+                        || (pair.initiator && pair.age(now) >= REKEY_AFTER);
+                }
+                if packet.is_empty() {
+                    self.schedule.note_sent(now);
+                } else {
+                    self.schedule.note_data_sent(now);
                 }
                 Sealed::Data(len)
             }
             TunnResult::WriteToNetwork(message) => {
-                let len = message.len();
-                self.key_pairs[slot(self.current)] = None;
-                self.note_initiation(now);
+                let (len, local) = (message.len(), sender_index(message));
+                self.ring.forget_current();
+                self.note_initiation(now, local);
                 Sealed::Kept(Some(len))
             }
             _ => {
-                self.key_pairs[slot(self.current)] = None;
+                self.ring.forget_current();
                 Sealed::Kept(None)
             }
         }
@@ -325,19 +343,32 @@ impl Session {
 
     /// Begins a handshake, unless one was begun in the last 5 s.
     pub(crate) fn initiate(&mut self, now: Instant, dst: &mut [u8]) -> Option<usize> {
-        let recent = self
-            .initiated_at
-            .is_some_and(|at| now.saturating_duration_since(at) < REKEY_TIMEOUT);
-        if recent {
+        if self.schedule.next_handshake().is_some_and(|at| now < at) {
             None
         } else {
             self.initiate_now(now, dst)
         }
     }
 
+    /// Begins the handshake that what was just sent or received has made due.
+    #[inline]
+    pub(crate) fn rekey(&mut self, now: Instant, dst: &mut [u8]) -> Option<usize> {
+        if std::mem::take(&mut self.rekey_due) && !self.schedule.in_attempt() {
+            self.initiate(now, dst)
+        } else {
+            None
+        }
+    }
+
+    /// Whether [`Session::rekey`] has something to do.
+    #[inline]
+    pub(crate) fn is_rekey_due(&self) -> bool {
+        self.rekey_due
+    }
+
     /// Forgets when the last handshake was begun: it went where the peer is not.
     pub(crate) fn endpoint_changed(&mut self) {
-        self.initiated_at = None;
+        self.schedule.forget_last_handshake();
     }
 
     /// Gives the next packet that boringtun itself has kept, encrypted.
@@ -346,9 +377,24 @@ impl Session {
             return None;
         }
         match self.tunn.decapsulate(None, &[], dst) {
-            TunnResult::WriteToNetwork(message) => Some(message.len()),
+            TunnResult::WriteToNetwork(message) => {
+                let len = message.len();
+                if let Some(pair) = self.ring.current_mut() {
+                    pair.sent += 1;
+                }
+                self.schedule.note_data_sent(now);
+                Some(len)
+            }
             _ => None,
         }
+    }
+
+    /// Tells boringtun the time before [`Session::handle_initiation`]; should it want to send an
+    /// initiation at that, this is its length.
+    pub(crate) fn before_initiation(&mut self, now: Instant, dst: &mut [u8]) -> Option<usize> {
+        let (len, local) = self.advance(now, dst)?;
+        self.note_initiation(now, local);
+        Some(len)
     }
 
     /// Answers an initiation that the gate has admitted and that is this peer's.
@@ -358,18 +404,24 @@ impl Session {
         initiation: &[u8],
         dst: &mut [u8],
     ) -> Result<usize, DropReason> {
-        match self.tunn.decapsulate(None, initiation, dst) {
-            TunnResult::WriteToNetwork(response) => {
-                let (len, local) = (response.len(), sender_index(response));
-                self.note_key_pair(now, local, false);
-                self.note_received(now);
-                Ok(len)
-            }
+        self.spare_pair_in_use(now, dst);
+        let answer = match self.tunn.decapsulate(None, initiation, dst) {
+            TunnResult::WriteToNetwork(response) => Ok((response.len(), sender_index(response))),
             TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => {
                 Err(DropReason::HandshakeReplayed)
             }
             _ => Err(DropReason::HandshakeRefused),
-        }
+        };
+        wipe_stack();
+        let (len, local) = answer?;
+        self.issued = local;
+        self.awaits_response = false;
+        self.last_initiation = Some(initiation.into());
+        self.strip_stale_cookie(now, &mut dst[..len]);
+        self.note_key_pair(now, local, false);
+        self.schedule.note_received(now);
+        self.schedule.note_response(now);
+        Ok(len)
     }
 
     /// Takes the response to a handshake of ours; the keepalive that confirms it is the answer.
@@ -380,23 +432,39 @@ impl Session {
         receiver: u32,
         dst: &mut [u8],
     ) -> Result<usize, DropReason> {
-        match self.tunn.decapsulate(None, response, dst) {
-            TunnResult::WriteToNetwork(keepalive) => {
-                let len = keepalive.len();
-                self.note_key_pair(now, receiver, true);
-                self.note_received(now);
-                self.use_key_pair(receiver);
-                Ok(len)
-            }
-            _ => Err(DropReason::HandshakeRefused),
+        if self.initiated != Some(receiver) {
+            return Err(DropReason::HandshakeRefused);
         }
+        let answer = match self.tunn.decapsulate(None, response, dst) {
+            TunnResult::WriteToNetwork(keepalive) => Ok(keepalive.len()),
+            _ => Err(DropReason::HandshakeRefused),
+        };
+        wipe_stack();
+        let len = answer?;
+        self.initiated = None;
+        self.awaits_response = false;
+        self.rekey_due = false;
+        self.note_key_pair(now, receiver, true);
+        self.ring.promote(receiver);
+        self.schedule.note_key_pair(now);
+        self.schedule.note_completed();
+        self.schedule.note_received(now);
+        self.schedule.note_sent(now);
+        Ok(len)
     }
 
     /// Takes a cookie; the next try of the handshake carries it.
-    pub(crate) fn handle_cookie_reply(&mut self, reply: &[u8]) -> Result<(), DropReason> {
+    pub(crate) fn handle_cookie_reply(
+        &mut self,
+        now: Instant,
+        reply: &[u8],
+    ) -> Result<(), DropReason> {
         let mut unused = [0; INITIATION_LEN];
         match self.tunn.decapsulate(None, reply, &mut unused) {
-            TunnResult::Done => Ok(()),
+            TunnResult::Done => {
+                self.cookie_at = Some(now);
+                Ok(())
+            }
             _ => Err(DropReason::CookieRefused),
         }
     }
@@ -410,12 +478,11 @@ impl Session {
         receiver: u32,
         dst: &mut [u8],
     ) -> Result<Opened, DropReason> {
-        let pair = self.key_pairs[slot(receiver)]
-            .filter(|pair| pair.local == receiver)
-            .ok_or(DropReason::NoSession)?;
-        if now.saturating_duration_since(pair.since) >= REJECT_AFTER {
+        let pair = self.ring.get(receiver).ok_or(DropReason::NoSession)?;
+        if !pair.is_valid(now) || counter(data) >= self.limits.reject_after {
             return Err(DropReason::SessionExpired);
         }
+        let ending = pair.initiator && pair.age(now) >= REKEY_AFTER_RECEIVING;
         let kind = match self.tunn.decapsulate(None, data, dst) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 OpenedKind::Packet(packet.len())
@@ -431,124 +498,169 @@ impl Session {
             }
             _ => return Err(DropReason::NoSession),
         };
-        self.note_received(now);
-        self.busy_until = Some(now + BUSY);
-        if let Some(pair) = &mut self.key_pairs[slot(receiver)] {
-            pair.confirmed = true;
+        let completed = self.ring.heard(receiver);
+        if completed {
+            self.schedule.note_completed();
         }
-        if self.current != receiver {
-            self.use_key_pair(receiver);
+        // Of an older pair's stragglers nothing follows.
+        self.rekey_due |= ending
+            && self
+                .ring
+                .current()
+                .is_some_and(|pair| pair.local == receiver);
+        self.schedule.note_received(now);
+        if kind != OpenedKind::Keepalive {
+            self.schedule.note_data_received(now);
         }
-        Ok(Opened {
-            kind,
-            completed: !pair.confirmed,
-        })
+        Ok(Opened { kind, completed })
     }
 
-    fn tick_boringtun(&mut self, now: Instant, dst: &mut [u8]) -> Option<usize> {
-        self.ticked_at = Some(now);
+    /// Tells boringtun the time, which it stamps the next key pair with, unless that would cost a
+    /// pair that is still good. It may want to send an initiation at that: its length and index.
+    fn advance(&mut self, now: Instant, dst: &mut [u8]) -> Option<(usize, u32)> {
+        let harmful =
+            (self.awaits_response && self.ring.any_valid(now)) || self.ring.would_lose_valid(now);
+        if harmful {
+            return None;
+        }
+        self.advanced_at = Some(now);
         match self.tunn.update_timers(dst) {
-            TunnResult::WriteToNetwork(message) => {
-                let len = message.len();
-                if is_initiation(message) {
-                    self.note_initiation(now);
-                } else {
-                    self.traversed_at = Some(now);
+            TunnResult::WriteToNetwork(message) if is_initiation(message) => {
+                Some((message.len(), sender_index(message)))
+            }
+            TunnResult::WriteToNetwork(_) => {
+                // A keepalive that our schedule does not ask for. Its number is used up.
+                if let Some(pair) = self.ring.current_mut() {
+                    pair.sent += 1;
                 }
-                Some(len)
+                None
             }
             TunnResult::Err(_) => {
-                // Its keys are gone. It also says so of a handshake that it counts from its own
-                // birth: ours goes on until its time is up.
-                self.key_pairs = [None; KEY_PAIRS];
-                self.unanswered_since = None;
-                match self.attempt {
-                    Some(attempt)
-                        if now.saturating_duration_since(attempt.started) < ATTEMPT_TIME =>
-                    {
-                        (now >= attempt.retry_at)
-                            .then(|| self.initiate_now(now, dst))
-                            .flatten()
-                    }
-                    _ => {
-                        self.expired = self.attempt.is_none();
-                        None
-                    }
-                }
+                // By its own clock all keys are too old, and the handshake is.
+                self.ring.clear();
+                self.awaits_response = false;
+                self.initiated = None;
+                None
             }
             _ => None,
         }
     }
 
     fn initiate_now(&mut self, now: Instant, dst: &mut [u8]) -> Option<usize> {
-        match self.tunn.format_handshake_initiation(dst, true) {
-            TunnResult::WriteToNetwork(message) => {
-                let len = message.len();
-                self.note_initiation(now);
-                Some(len)
-            }
+        if let Some((len, local)) = self.advance(now, dst) {
+            self.strip_stale_cookie(now, &mut dst[..len]);
+            self.note_initiation(now, local);
+            return Some(len);
+        }
+        self.spare_pair_in_use(now, dst);
+        let made = match self.tunn.format_handshake_initiation(dst, true) {
+            TunnResult::WriteToNetwork(message) => Some((message.len(), sender_index(message))),
             _ => None,
+        };
+        wipe_stack();
+        let (len, local) = made?;
+        self.strip_stale_cookie(now, &mut dst[..len]);
+        self.note_initiation(now, local);
+        Some(len)
+    }
+
+    /// Skips the next local index where its place in boringtun's ring is taken by a pair that
+    /// traffic is on: an initiation that nobody sees uses it up.
+    fn spare_pair_in_use(&mut self, now: Instant, dst: &mut [u8]) {
+        if self.ring.is_in_use(next_index(self.issued), now)
+            && let TunnResult::WriteToNetwork(message) =
+                self.tunn.format_handshake_initiation(dst, true)
+        {
+            self.issued = sender_index(message);
+            self.awaits_response = true;
         }
     }
 
-    fn note_initiation(&mut self, now: Instant) {
-        let jitter = Duration::from_millis(self.random.below(JITTER_MS + 1));
-        let started = self.attempt.map_or(now, |attempt| attempt.started);
-        self.attempt = Some(Attempt {
-            started,
-            retry_at: now + REKEY_TIMEOUT + jitter,
-        });
-        self.initiated_at = Some(now);
-        self.traversed_at = Some(now);
-        self.unanswered_since = None;
-        self.expired = false;
+    fn note_initiation(&mut self, now: Instant, local: u32) {
+        self.issued = local;
+        self.initiated = Some(local);
+        self.awaits_response = true;
+        self.rekey_due = false;
+        self.schedule.note_initiation(now);
     }
 
-    fn note_key_pair(&mut self, now: Instant, local: u32, confirmed: bool) {
-        // boringtun stamps a key pair with the time of its last tick.
-        let since = self.ticked_at.unwrap_or(now);
-        self.key_pairs[slot(local)] = Some(KeyPair {
+    fn note_key_pair(&mut self, now: Instant, local: u32, initiator: bool) {
+        self.ring.insert(KeyPair {
             local,
-            since,
-            confirmed,
+            since: now,
+            stamped_at: self.advanced_at.unwrap_or(now),
+            initiator,
+            confirmed: initiator,
+            // The keepalive that confirms it.
+            sent: u64::from(initiator),
         });
-        self.attempt = None;
-        self.expired = false;
-        self.busy_until = Some(now + BUSY);
     }
 
-    fn note_received(&mut self, now: Instant) {
-        self.traversed_at = Some(now);
-        self.unanswered_since = None;
-    }
-
-    /// Follows boringtun: the newer key pair is sent with.
-    fn use_key_pair(&mut self, local: u32) {
-        let (new, old) = (
-            self.key_pairs[slot(local)],
-            self.key_pairs[slot(self.current)],
-        );
-        if old.is_none_or(|old| new.is_some_and(|new| new.since >= old.since)) {
-            self.current = local;
+    /// A cookie is good for 120 s. Without it the message is as it would be without load: MAC2 is
+    /// zero, and nothing else covers it.
+    fn strip_stale_cookie(&self, now: Instant, handshake: &mut [u8]) {
+        let stale = self
+            .cookie_at
+            .is_some_and(|at| now.saturating_duration_since(at) >= COOKIE_LIFE);
+        if stale {
+            let mac2 = handshake.len() - MAC2_LEN;
+            handshake[mac2..].fill(0);
         }
     }
 
-    fn keepalive_due(&self, now: Instant) -> bool {
-        self.keepalive.is_some_and(|interval| {
-            self.traversed_at
-                .is_none_or(|at| now.saturating_duration_since(at) >= interval)
-        })
+    /// Erases every key of every session: those in use, those that were, and those of handshakes.
+    fn erase(&mut self) {
+        self.tunn = make_tunn(
+            &self.keys,
+            &self.peer,
+            self.preshared_key.as_ref(),
+            self.issued >> 8,
+        );
+        wipe_stack();
+        self.ring.clear();
+        self.issued &= !0xff;
+        self.initiated = None;
+        self.awaits_response = false;
+        self.advanced_at = None;
+        self.cookie_at = None;
+        self.rekey_due = false;
+        self.schedule.note_erased();
+        self.recall_initiation();
     }
 
-    fn has_keys(&self, now: Instant) -> bool {
-        self.key_pairs
-            .iter()
-            .flatten()
-            .any(|pair| now.saturating_duration_since(pair.since) < REJECT_AFTER)
+    /// Shows a new `Tunn` the newest initiation that was accepted before, or a recording of it, or
+    /// of an older one, would be accepted again and draw the endpoint to whoever sent it. The key
+    /// pair that comes of it is nobody's: the response is not sent.
+    fn recall_initiation(&mut self) {
+        let Some(initiation) = &self.last_initiation else {
+            return;
+        };
+        let mut response = [0; INITIATION_LEN];
+        if let TunnResult::WriteToNetwork(response) =
+            self.tunn.decapsulate(None, initiation, &mut response)
+        {
+            self.issued = sender_index(response);
+        }
+        wipe_stack();
     }
 }
 
-#[inline]
-fn slot(local: u32) -> usize {
-    local as usize % KEY_PAIRS
+/// Makes boringtun's part of a session, whose stamps go on where those before have ended.
+fn make_tunn(
+    keys: &Keys,
+    peer: &PublicKey,
+    preshared_key: Option<&PresharedKey>,
+    index: u32,
+) -> WipedBox<Tunn> {
+    let tunn = || {
+        Tunn::new(
+            keys.private.clone(),
+            peer.to_x25519(),
+            preshared_key.map(|key| *key.as_bytes()),
+            None,
+            index,
+            Some(Arc::clone(&keys.open_gate)),
+        )
+    };
+    WipedBox::new(with_realtime(keys.stamps.now(), tunn))
 }

@@ -2,11 +2,13 @@
 
 mod support;
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use support::{Side, carry, connected, net, packet, pair, peer, seconds};
 use warren_core::uapi::{AllowedIpUpdate, PeerUpdate, SetRequest};
 use warren_keyring::{PresharedKey, PrivateKey};
-use warren_tunnel::{DropReason, Engine, EngineConfig, Now, Outbox};
+use warren_tunnel::{DropReason, Engine, EngineConfig, MessageLimits, Now, Outbox};
 
 #[test]
 fn packets_pass_both_ways_in_both_families_after_one_handshake() {
@@ -247,10 +249,11 @@ fn strangers_and_broken_handshakes_are_met_with_silence() {
     assert!(b.udp(now, a.address, &bad_mac).is_empty());
     assert_eq!(b.drops(DropReason::BadMac1), 1);
     assert_eq!(b.udp(now, a.address, &initiation).len(), 1);
-    assert!(
-        b.udp(now, a.address, &initiation).is_empty(),
-        "the same initiation again"
-    );
+    let soon = now + Duration::from_millis(19);
+    assert!(b.udp(soon, a.address, &initiation).is_empty());
+    assert_eq!(b.drops(DropReason::HandshakeFlood), 1);
+    let later = now + Duration::from_millis(20);
+    assert!(b.udp(later, a.address, &initiation).is_empty());
     assert_eq!(b.drops(DropReason::HandshakeReplayed), 1);
 
     let mut data = vec![0; 64];
@@ -627,31 +630,106 @@ fn simultaneous_handshakes_end_in_a_working_session() {
 }
 
 #[test]
-fn a_responder_does_not_send_with_keys_that_nobody_has_confirmed() {
+fn handshakes_that_nobody_completes_do_not_cost_the_session_that_works() {
     let now = Now::read();
     let (mut a, mut b) = connected(now);
-    // Initiations whose responses are lost, until they have gone once round boringtun's ring.
-    let (mut answered, mut at) = (0, now + seconds(16));
+    // Initiations whose responses are lost, until they have gone round boringtun's ring.
+    let (mut answered, mut at) = (0, now);
     let _ = a.tun(now, &packet("10.1.0.1", "10.2.0.1", 40, 0));
-    while answered < 8 {
+    while answered < 12 {
+        at = at + seconds(1);
         for (_, datagram) in a.timers(at) {
-            let answers = b.udp(now, a.address, &datagram);
+            let answers = b.udp(at, a.address, &datagram);
             answered += answers
                 .iter()
                 .filter(|(_, answer)| answer.len() == 92)
                 .count();
+            let back = b.tun(at, &packet("10.2.0.1", "10.1.0.1", 40, 0));
+            assert!(
+                back.iter().all(|(_, data)| data.len() == 80),
+                "data, with keys that a has"
+            );
+            carry(at, &mut [&mut a, &mut b], 1, back);
+            let there = a.tun(at, &packet("10.1.0.1", "10.2.0.1", 40, 0));
+            carry(at, &mut [&mut a, &mut b], 0, there);
         }
-        at = at + seconds(6);
         assert!(
-            at.monotonic - now.monotonic < seconds(89),
+            at.monotonic - now.monotonic < seconds(175),
             "{answered} answered"
         );
     }
+    assert_eq!((a.delivered.len(), b.delivered.len()), (answered, answered));
+}
+
+#[test]
+fn a_responder_does_not_send_with_keys_that_nobody_has_confirmed() {
+    let now = Now::read();
+    let (mut a, mut b) = pair(now);
+    let initiation = a
+        .tun(now, &packet("10.1.0.1", "10.2.0.1", 40, 0))
+        .remove(0)
+        .1;
+    let response = b.udp(now, a.address, &initiation);
+    assert_eq!(response.len(), 1);
     let sent = b.tun(now, &packet("10.2.0.1", "10.1.0.1", 40, 0));
     assert!(
-        sent.iter().all(|(_, datagram)| datagram.len() == 148),
-        "no data: {sent:?}"
+        sent.is_empty(),
+        "it waits for the initiator's first message"
     );
+    carry(now, &mut [&mut a, &mut b], 1, response);
+    assert_eq!((a.delivered.len(), b.delivered.len()), (1, 1));
+}
+
+#[test]
+fn a_key_pair_is_renewed_and_then_refused_by_the_number_of_its_messages() {
+    let now = Now::read();
+    let limits = MessageLimits {
+        rekey_after: 5,
+        reject_after: 8,
+    };
+    let (mut a, mut b) = (
+        Side::with_limits("192.0.2.1:1001", limits),
+        Side::with_limits("192.0.2.2:1002", limits),
+    );
+    a.add(now, &b, &["10.2.0.0/24"]);
+    b.add(now, &a, &["10.1.0.0/24"]);
+    let first = a.tun(now, &packet("10.1.0.1", "10.2.0.1", 40, 0));
+    carry(now, &mut [&mut a, &mut b], 0, first);
+    // The keepalive and the first packet have the numbers 0 and 1. Nothing of this arrives.
+    let later = now + seconds(6);
+    let mut sent = Vec::new();
+    for _ in 0..10 {
+        sent.extend(a.tun(later, &packet("10.1.0.1", "10.2.0.1", 40, 0)));
+    }
+    let count = |len| {
+        sent.iter()
+            .filter(|(_, datagram)| datagram.len() == len)
+            .count()
+    };
+    assert_eq!(count(148), 1, "a handshake, begun by the sixth message");
+    assert_eq!(sent[4].1.len(), 148);
+    assert_eq!(count(80), 6, "numbers 2 to 7, and none from 8 on");
+    assert_eq!(sent.len(), 7);
+    // The peer counts too: b would take number 7, but with a limit of 7 it does not.
+    let mut strict = limits;
+    strict.reject_after = 7;
+    let mut c = Side::with_limits("192.0.2.3:1003", strict);
+    let mut a = Side::with_limits("192.0.2.1:1001", limits);
+    a.add(now, &c, &["10.2.0.0/24"]);
+    c.add(now, &a, &["10.1.0.0/24"]);
+    let first = a.tun(now, &packet("10.1.0.1", "10.2.0.1", 40, 0));
+    carry(now, &mut [&mut a, &mut c], 0, first);
+    let mut data = Vec::new();
+    for _ in 0..6 {
+        let made = a.tun(now, &packet("10.1.0.1", "10.2.0.1", 40, 0));
+        data.extend(
+            made.into_iter()
+                .filter(|(_, datagram)| datagram.len() == 80),
+        );
+    }
+    carry(now, &mut [&mut a, &mut c], 0, data);
+    assert_eq!(c.delivered.len(), 6, "numbers 1 to 6");
+    assert_eq!(c.drops(DropReason::SessionExpired), 1);
 }
 
 proptest! {

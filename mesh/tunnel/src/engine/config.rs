@@ -9,7 +9,7 @@ use warren_keyring::{PresharedKey, PrivateKey, PublicKey};
 use super::{Engine, PeerId};
 use crate::drops::DropReason;
 use crate::peer::Peer;
-use crate::session::{Identity, Session};
+use crate::session::{Identity, Session, SessionParts};
 use crate::time::Now;
 
 /// The indices of one generation: 24 bits, less the bit of the generation.
@@ -110,11 +110,11 @@ impl Engine {
         }
         self.identity = private_key
             .as_ref()
-            .map(|key| Identity::new(key, self.by_key.len()));
+            .map(|key| Identity::new(key, self.by_key.len(), self.stamps));
         self.private_key = private_key;
         let ids: Vec<PeerId> = self.by_key.values().copied().collect();
         for id in ids {
-            self.renew_session(id);
+            self.renew_session(now, id);
             self.enqueue_start(id, now);
         }
     }
@@ -159,12 +159,12 @@ impl Engine {
             peer.keepalive_seconds = seconds;
             let interval = peer.keepalive();
             if let Some(session) = &mut peer.session {
-                session.set_keepalive(interval);
+                session.set_keepalive(now, interval);
             }
             self.timers.schedule(id, peer, now);
         }
         if renew {
-            self.renew_session(id);
+            self.renew_session(now, id);
         }
         if start {
             self.enqueue_start(id, now);
@@ -220,7 +220,7 @@ impl Engine {
 
     /// Gives a peer a session with the keys that it has now, under a new index: boringtun cannot
     /// change the keys of one that exists.
-    fn renew_session(&mut self, id: PeerId) {
+    fn renew_session(&mut self, now: Instant, id: PeerId) {
         let index = self.new_index();
         let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
             return;
@@ -234,16 +234,19 @@ impl Engine {
             &mut self.counters.drops,
         );
         peer.deadline = None;
+        let last_initiation = peer.session.take().and_then(Session::into_last_initiation);
+        let random = self.random.fork();
         peer.session = self.identity.as_ref().map(|identity| {
-            let random = self.random.fork();
-            let mut session = Session::new(
-                identity,
-                peer.public_key,
-                peer.preshared_key.as_ref(),
+            let parts = SessionParts {
+                peer: peer.public_key,
+                preshared_key: peer.preshared_key.as_ref(),
                 index,
+                last_initiation,
+                limits: self.message_limits,
                 random,
-            );
-            session.set_keepalive(peer.keepalive());
+            };
+            let mut session = Session::new(identity, parts);
+            session.set_keepalive(now, peer.keepalive());
             session
         });
         if peer.session.is_some() {

@@ -6,12 +6,14 @@ mod timers;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use warren_core::AllowedIps;
 use warren_keyring::{PrivateKey, PublicKey};
 
 pub use config::ApplyError;
 
+use crate::clock::{RESERVE, StampClock};
 use crate::drops::{DropReason, Drops};
 use crate::inner::InnerHeader;
 use crate::message::{COOKIE_REPLY_LEN, Message};
@@ -20,7 +22,7 @@ use crate::outcome::{Admission, OpenedKind};
 use crate::peer::{Context, Peer};
 use crate::queue::QueueBudget;
 use crate::random::Random;
-use crate::session::Identity;
+use crate::session::{Identity, MessageLimits};
 use crate::time::Now;
 use timers::Timers;
 
@@ -41,6 +43,11 @@ pub struct EngineConfig {
     pub queue_limit_bytes: usize,
     /// The inner MTU in bytes of a peer whose path is not known yet.
     pub default_inner_mtu_bytes: usize,
+    /// A time since the Unix epoch that no handshake was stamped later than, see
+    /// [`Engine::stamp_mark`]. What is stamped from now on is later.
+    pub stamp_mark: Duration,
+    /// How many messages one key pair is good for.
+    pub message_limits: MessageLimits,
 }
 
 impl EngineConfig {
@@ -52,6 +59,8 @@ impl EngineConfig {
             generation: false,
             queue_limit_bytes: 8 << 20,
             default_inner_mtu_bytes: 1420,
+            stamp_mark: Duration::ZERO,
+            message_limits: MessageLimits::default(),
         }
     }
 }
@@ -100,6 +109,8 @@ pub struct Engine {
     listen_port: u16,
     fwmark: u32,
     default_inner_mtu: usize,
+    stamps: StampClock,
+    message_limits: MessageLimits,
     peers: Vec<Option<Box<Peer>>>,
     free: Vec<PeerId>,
     by_key: BTreeMap<PublicKey, PeerId>,
@@ -118,7 +129,11 @@ pub struct Engine {
 impl Engine {
     /// Makes a device without peers.
     pub fn new(config: EngineConfig) -> Self {
-        let identity = config.private_key.as_ref().map(|key| Identity::new(key, 0));
+        let stamps = StampClock::new(config.stamp_mark);
+        let identity = config
+            .private_key
+            .as_ref()
+            .map(|key| Identity::new(key, 0, stamps));
         Self {
             public_key: config.private_key.as_ref().map(PrivateKey::public_key),
             private_key: config.private_key,
@@ -127,6 +142,8 @@ impl Engine {
             listen_port: 0,
             fwmark: 0,
             default_inner_mtu: config.default_inner_mtu_bytes,
+            stamps,
+            message_limits: config.message_limits,
             peers: Vec::new(),
             free: Vec::new(),
             by_key: BTreeMap::new(),
@@ -206,6 +223,13 @@ impl Engine {
     /// Returns the bytes of packets that wait for handshakes now.
     pub fn waiting_bytes(&self) -> usize {
         self.budget.used_bytes
+    }
+
+    /// Returns a time since the Unix epoch that no handshake will be stamped later than for an hour
+    /// from now. Kept over a restart, it makes sure that stamps never go back, whatever the wall
+    /// clock does.
+    pub fn stamp_mark(&self) -> Duration {
+        self.stamps.now() + RESERVE
     }
 
     /// Tells whether something worth saving has changed since the last call: what was set, or an
@@ -319,9 +343,8 @@ impl Engine {
     ) -> Result<(), DropReason> {
         let id = self.peer_by_index(receiver)?;
         self.with_peer(id, now, out, |peer, ctx| {
-            peer.refresh(ctx);
             let session = peer.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
-            session.handle_cookie_reply(reply)
+            session.handle_cookie_reply(ctx.now.monotonic, reply)
         })
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use warren_core::uapi::{AllowedIpUpdate, PeerUpdate, SetRequest};
 use warren_keyring::{PrivateKey, PublicKey};
-use warren_tunnel::{DropReason, Engine, EngineConfig, Now, Outbox};
+use warren_tunnel::{DropReason, Engine, EngineConfig, MessageLimits, Now, Outbox};
 
 /// An engine, its address on the network, and what came out for its TUN.
 pub struct Side {
@@ -20,11 +20,27 @@ pub struct Side {
 
 impl Side {
     pub fn new(address: &str) -> Self {
-        let private_key = PrivateKey::generate().unwrap();
+        Self::with_key(address, PrivateKey::generate().unwrap(), |_| {})
+    }
+
+    pub fn with_limits(address: &str, limits: MessageLimits) -> Self {
+        Self::with_key(address, PrivateKey::generate().unwrap(), |config| {
+            config.message_limits = limits;
+        })
+    }
+
+    pub fn with_key(
+        address: &str,
+        private_key: PrivateKey,
+        configure: impl FnOnce(&mut EngineConfig),
+    ) -> Self {
         let address: SocketAddr = address.parse().unwrap();
+        let key = private_key.public_key();
+        let mut config = EngineConfig::new(Some(private_key), address.port().into());
+        configure(&mut config);
         Self {
-            key: private_key.public_key(),
-            engine: Engine::new(EngineConfig::new(Some(private_key), address.port().into())),
+            key,
+            engine: Engine::new(config),
             address,
             out: Outbox::new(),
             delivered: Vec::new(),
