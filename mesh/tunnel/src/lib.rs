@@ -35,6 +35,7 @@ mod sys;
 mod time;
 pub mod transient;
 pub mod tun;
+mod uapi_lines;
 pub mod uapi_server;
 pub mod udp;
 pub mod unix_socket;

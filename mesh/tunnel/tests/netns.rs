@@ -90,15 +90,6 @@ impl Node {
         line.and_then(|value| value.parse().ok())
             .unwrap_or_else(|| panic!("{key} in {text}"))
     }
-
-    fn uapi(&self, request: &[u8]) -> Result<String> {
-        let mut socat = Command::new("socat");
-        socat.args(["-t5", "-", "UNIX-CONNECT:/var/run/wireguard/warren0.sock"]);
-        Ok(self
-            .host
-            .output_with_input(&mut socat, request, PATIENCE)?
-            .stdout)
-    }
 }
 
 fn start(host: &Host) -> Result<Proc> {
@@ -239,34 +230,6 @@ fn the_stock_wg_reads_and_configures_it() -> Result {
         ))?;
     }
     poll_until(PATIENCE, "a ping", || node1.pings("10.2.0.1"))?;
-    Ok(())
-}
-
-#[test]
-fn uapi_clients_may_say_nothing_little_or_much() -> Result {
-    require!();
-    let lab = Lab::new("uapi")?;
-    let node = Node::start(&lab, 1)?;
-    assert_eq!(node.uapi(b"")?, "");
-    assert_eq!(
-        node.uapi(b"set=1\nlisten_port=1")?,
-        "",
-        "half a request is not carried out"
-    );
-    assert_eq!(node.status("listen_port"), 51871);
-    let answer = node.uapi(b"get=1\n\nset=1\nfwmark=5\n\nget=1\n\n")?;
-    assert_eq!(answer.matches("errno=0\n\n").count(), 3, "{answer}");
-    assert_eq!(answer.matches("fwmark=5\n").count(), 1, "{answer}");
-    let answer = node.uapi(b"set=1\nfwmark=6\nreplace_peers=maybe\n\n")?;
-    assert_eq!(answer, "errno=-22\n\n");
-    assert!(
-        node.uapi(b"get=1\n\n")?.contains("fwmark=5\n"),
-        "a bad set changes nothing"
-    );
-    assert_eq!(node.uapi(b"hello\n\n")?, "errno=-71\n\n");
-    let answer = node.uapi(&[b'a'; 17 << 20])?;
-    assert!(answer == "errno=-90\n\n" || answer.is_empty(), "{answer}");
-    assert!(node.uapi(b"get=1\n\n")?.contains("errno=0"));
     Ok(())
 }
 

@@ -32,7 +32,7 @@ mod writer;
 
 pub use device::{Device, Peer};
 pub use error::{Section, ShownKey, UapiError, errno};
-pub use set::{AllowedIpUpdate, PeerUpdate, SetRequest};
+pub use set::{AllowedIpUpdate, PeerUpdate, SetParser, SetRequest};
 
 /// The whole request for a device's state, its final empty line included.
 pub const GET: &str = "get=1\n\n";

@@ -69,15 +69,7 @@ impl SetRequest {
         let mut request = Self::default();
         let mut lines = Lines::new(lines);
         while let Some((key, value)) = lines.next()? {
-            if key == "public_key" {
-                request
-                    .peers
-                    .push(PeerUpdate::new(value::public_key("public_key", value)?));
-            } else if let Some(peer) = request.peers.last_mut() {
-                peer.take_line(key, value)?;
-            } else {
-                request.take_line(key, value)?;
-            }
+            request.take_line(key, value)?;
         }
         lines.end()?;
         Ok(request)
@@ -112,6 +104,18 @@ impl SetRequest {
     }
 
     fn take_line(&mut self, key: &str, value: &str) -> Result<(), UapiError> {
+        if key == "public_key" {
+            let public_key = value::public_key("public_key", value)?;
+            self.peers.push(PeerUpdate::new(public_key));
+            return Ok(());
+        }
+        match self.peers.last_mut() {
+            Some(peer) => peer.take_line(key, value),
+            None => self.take_device_line(key, value),
+        }
+    }
+
+    fn take_device_line(&mut self, key: &str, value: &str) -> Result<(), UapiError> {
         match key {
             "private_key" => self.private_key = Some(value::private_key("private_key", value)?),
             "listen_port" => self.listen_port = Some(value::port("listen_port", value)?),
@@ -120,6 +124,33 @@ impl SetRequest {
             _ => return Err(unknown(Section::Device, key)),
         }
         Ok(())
+    }
+}
+
+/// Parses the lines after `set=1` as they come in, so that a wrong one can be answered at once and
+/// the text, which may hold keys, need not be kept.
+#[derive(Debug, Default)]
+pub struct SetParser {
+    request: SetRequest,
+    lines: usize,
+}
+
+impl SetParser {
+    /// Takes the next line, without its line feed; not the empty line that ends the request.
+    ///
+    /// # Errors
+    /// As [`SetRequest::parse`]; the request must then be given up.
+    pub fn take_line(&mut self, line: &str) -> Result<(), UapiError> {
+        self.lines += 1;
+        let (key, value) = line
+            .split_once('=')
+            .ok_or(UapiError::NotKeyValue { line: self.lines })?;
+        self.request.take_line(key, value)
+    }
+
+    /// Returns the request, after its last line.
+    pub fn finish(self) -> SetRequest {
+        self.request
     }
 }
 
