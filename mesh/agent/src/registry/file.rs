@@ -1,5 +1,5 @@
 //! The registry that is a directory: one file `<node>.json` for each node, a
-//! [`NodeView`](warren_core::NodeView) in JSON. Where no cluster is, any way of sharing a directory
+//! [`NodeView`] in JSON. Where no cluster is, any way of sharing a directory
 //! makes a mesh.
 //!
 //! The directory is watched by inotify and read wholly every 5 seconds besides, for changes made on
