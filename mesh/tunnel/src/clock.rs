@@ -17,8 +17,11 @@ thread_local! {
     static REALTIME: Cell<Option<Duration>> = const { Cell::new(None) };
 }
 
-/// How far the mark on disk is ahead of the stamps, and so how long it is good for.
+/// How far the mark on disk is ahead of the stamps, and so how long it is good for: whatever ends
+/// the process, it has stamped nothing later.
 pub(crate) const RESERVE: Duration = Duration::from_secs(3600);
+/// As much at an orderly end, after which nothing is stamped but what is under way.
+pub(crate) const LAST_RESERVE: Duration = Duration::from_secs(10);
 
 /// Returns what this thread shall read from `CLOCK_REALTIME`, time since the Unix epoch; `None`
 /// almost always: the clock itself.

@@ -1,9 +1,10 @@
 //! The daemon: its parts put together, started, and ended in order.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -20,7 +21,7 @@ use crate::state::{STATE_FILE, State};
 use crate::time::Now;
 use crate::tun::Tun;
 use crate::udp::Udp;
-use crate::{status_socket, uapi_server, unix_socket};
+use crate::{clock, status_socket, uapi_server, unix_socket};
 
 /// Runs the daemon until SIGTERM or SIGINT. The TUN device stays; the sockets go.
 ///
@@ -38,7 +39,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let state_path = (!options.ephemeral).then(|| options.state_dir.join(STATE_FILE));
     let saved = state_path.as_deref().and_then(State::load_or_move_aside);
     let generation = saved.as_ref().is_some_and(|state| !state.generation);
-    let (shard, changed) = make_shard(&options, saved, generation)?;
+    let (shard, changed) = make_shard(&options, state_path.as_deref(), saved, generation)?;
     let control = shard.control();
 
     let saver = state_path.map(|path: PathBuf| Saver {
@@ -57,7 +58,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let signal = signals.wait().context("wait for signals")?;
     tracing::info!(%signal, "ending; the interface and its routes stay");
     if let Some(saver) = &saver {
-        saver.save();
+        saver.save_last();
     }
     control.stop();
     join_shard(shard)
@@ -107,6 +108,7 @@ impl Drop for EndOfShard {
 
 fn make_shard(
     options: &Options,
+    state_path: Option<&Path>,
     saved: Option<State>,
     generation: bool,
 ) -> anyhow::Result<(Shard, mpsc::Receiver<()>)> {
@@ -116,19 +118,35 @@ fn make_shard(
         file::load_or_create(&options.key_file())?
     };
     let now = Now::read();
-    if let Some(state) = &saved
-        && now.unix < state.newest_stamp
-    {
-        tracing::warn!(
-            behind_seconds = (state.newest_stamp - now.unix).as_secs(),
-            "the clock is behind the last handshakes; peers refuse new ones until it has caught up",
-        );
+    let mark = saved.as_ref().map_or(Duration::ZERO, |s| s.newest_stamp);
+    if now.unix < mark {
+        let behind_seconds = (mark - now.unix).as_secs();
+        if clock::is_overridable() {
+            tracing::info!(behind_seconds, "handshakes are stamped ahead of the clock");
+        } else {
+            tracing::warn!(
+                behind_seconds,
+                "peers refuse handshakes until the clock has caught up"
+            );
+        }
     }
     let mut engine = Engine::new(EngineConfig {
         generation,
+        newest_stamp: mark,
         ..EngineConfig::new(Some(private_key), random_seed()?)
     });
     let saved = saved.map(|state| state.request).unwrap_or_default();
+    if let Some(path) = state_path {
+        // Before the first handshake: a mark that was passed is none.
+        let state = State {
+            generation,
+            newest_stamp: engine.newest_stamp() + clock::RESERVE,
+            request: saved.clone(),
+        };
+        if let Err(error) = state.save(path) {
+            tracing::warn!(%error, "cannot save the state; a restart may be refused by peers");
+        }
+    }
     engine.apply(now, &saved).context("apply the saved peers")?;
     engine.start_handshakes(now);
 

@@ -15,8 +15,8 @@ pub(crate) struct KeyPair {
     pub(crate) since: Instant,
     /// boringtun's own idea of `since`: when its clock was last advanced before.
     pub(crate) stamped_at: Instant,
-    /// The handshake was ours.
-    pub(crate) initiator: bool,
+    /// The age from which on it is renewed when it is sent with, if the handshake was ours.
+    pub(crate) rekey_after: Option<Duration>,
     /// The peer has shown that it has the keys too; an initiator knows that from the response.
     pub(crate) confirmed: bool,
     /// Messages sent with it, keepalives included.
@@ -27,6 +27,11 @@ impl KeyPair {
     #[inline]
     pub(crate) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.since)
+    }
+
+    #[inline]
+    pub(crate) fn is_initiator(&self) -> bool {
+        self.rekey_after.is_some()
     }
 
     #[inline]
@@ -140,7 +145,7 @@ mod tests {
             local,
             since,
             stamped_at: since,
-            initiator: false,
+            rekey_after: None,
             confirmed: false,
             sent: 0,
         }

@@ -5,13 +5,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::clock::{LAST_RESERVE, RESERVE};
 use crate::control::Control;
 use crate::state::State;
-use crate::time::Now;
 
 /// How long changes are collected before they are saved.
 const DEBOUNCE: Duration = Duration::from_secs(1);
-/// How often the newest stamp is saved when nothing changes: handshakes go on.
+/// How often the mark of stamps is written anew when nothing changes: in time before it is reached.
 const REFRESH: Duration = Duration::from_secs(600);
 
 /// Saves the device's state to a file after each change.
@@ -46,10 +46,19 @@ impl Saver {
 
     /// Saves now. A failure is told of, and does not end anything: the next change tries again.
     pub fn save(&self) {
-        let Ok(device) = self.control.get() else {
+        self.save_ahead(RESERVE);
+    }
+
+    /// Saves at an orderly end, after which no more than what is under way is stamped.
+    pub fn save_last(&self) {
+        self.save_ahead(LAST_RESERVE);
+    }
+
+    fn save_ahead(&self, reserve: Duration) {
+        let (Ok(device), Ok(status)) = (self.control.get(), self.control.status()) else {
             return;
         };
-        let state = State::of_device(device, self.generation, Now::read().unix);
+        let state = State::of_device(device, self.generation, status.newest_stamp + reserve);
         if let Err(error) = state.save(&self.path) {
             tracing::warn!(%error, "cannot save the peers; a restart would not know the newest ones");
         }

@@ -30,6 +30,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const ERASE_AFTER: Duration = Duration::from_secs(3 * REJECT_AFTER.as_secs());
 /// The jitter of every handshake that a timer begins, in milliseconds.
 const JITTER_MS: u64 = 333;
+/// The jitter of a renewal after handshakes that crossed: some round trips.
+const CROSSING_JITTER_MS: u64 = 2000;
 
 /// What a peer's timers ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,6 +239,11 @@ impl Schedule {
     #[inline]
     fn note_traversal(&mut self, now: Instant) {
         self.persistent_at = self.persistent.map(|interval| now + interval);
+    }
+
+    /// By how much one side waits longer than the other, so that their handshakes cross no more.
+    pub(crate) fn crossing_jitter(&mut self) -> Duration {
+        Duration::from_millis(self.random.below(CROSSING_JITTER_MS))
     }
 
     fn jitter(&mut self) -> Duration {

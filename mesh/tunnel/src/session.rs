@@ -193,6 +193,8 @@ pub(crate) struct Session {
     issued: u32,
     /// The local index of the last initiation.
     initiated: Option<u32>,
+    /// The peer's initiation was answered since then.
+    crossed: bool,
     /// boringtun waits for a response.
     awaits_response: bool,
     /// When boringtun was last told the time.
@@ -217,6 +219,7 @@ impl Session {
             schedule: Schedule::new(parts.random),
             issued: parts.index << 8,
             initiated: None,
+            crossed: false,
             awaits_response: false,
             advanced_at: None,
             cookie_at: None,
@@ -310,7 +313,7 @@ impl Session {
                 if let Some(pair) = self.ring.current_mut() {
                     pair.sent += 1;
                     self.rekey_due |= pair.sent > self.limits.rekey_after
-                        || (pair.initiator && pair.age(now) >= REKEY_AFTER);
+                        || pair.rekey_after.is_some_and(|after| pair.age(now) >= after);
                 }
                 if packet.is_empty() {
                     self.schedule.note_sent(now);
@@ -418,7 +421,8 @@ impl Session {
         self.awaits_response = false;
         self.last_initiation = Some(initiation.into());
         self.strip_stale_cookie(now, &mut dst[..len]);
-        self.note_key_pair(now, local, false);
+        self.crossed = true;
+        self.note_key_pair(now, local, None);
         self.schedule.note_received(now);
         self.schedule.note_response(now);
         Ok(len)
@@ -435,6 +439,11 @@ impl Session {
         if self.initiated != Some(receiver) {
             return Err(DropReason::HandshakeRefused);
         }
+        if self.crossed {
+            // Of two key pairs made at once, both sides shall stay with the one that they began:
+            // boringtun, which sees no difference in age, goes to and fro between them.
+            self.advance(now, dst);
+        }
         let answer = match self.tunn.decapsulate(None, response, dst) {
             TunnResult::WriteToNetwork(keepalive) => Ok(keepalive.len()),
             _ => Err(DropReason::HandshakeRefused),
@@ -444,7 +453,13 @@ impl Session {
         self.initiated = None;
         self.awaits_response = false;
         self.rekey_due = false;
-        self.note_key_pair(now, receiver, true);
+        // Both sides are initiators when handshakes have crossed, and would cross again each time.
+        let apart = if self.crossed {
+            self.schedule.crossing_jitter()
+        } else {
+            Duration::ZERO
+        };
+        self.note_key_pair(now, receiver, Some(REKEY_AFTER + apart));
         self.ring.promote(receiver);
         self.schedule.note_key_pair(now);
         self.schedule.note_completed();
@@ -482,7 +497,7 @@ impl Session {
         if !pair.is_valid(now) || counter(data) >= self.limits.reject_after {
             return Err(DropReason::SessionExpired);
         }
-        let ending = pair.initiator && pair.age(now) >= REKEY_AFTER_RECEIVING;
+        let ending = pair.is_initiator() && pair.age(now) >= REKEY_AFTER_RECEIVING;
         let kind = match self.tunn.decapsulate(None, data, dst) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 OpenedKind::Packet(packet.len())
@@ -579,20 +594,21 @@ impl Session {
     fn note_initiation(&mut self, now: Instant, local: u32) {
         self.issued = local;
         self.initiated = Some(local);
+        self.crossed = false;
         self.awaits_response = true;
         self.rekey_due = false;
         self.schedule.note_initiation(now);
     }
 
-    fn note_key_pair(&mut self, now: Instant, local: u32, initiator: bool) {
+    fn note_key_pair(&mut self, now: Instant, local: u32, rekey_after: Option<Duration>) {
         self.ring.insert(KeyPair {
             local,
             since: now,
             stamped_at: self.advanced_at.unwrap_or(now),
-            initiator,
-            confirmed: initiator,
+            rekey_after,
+            confirmed: rekey_after.is_some(),
             // The keepalive that confirms it.
-            sent: u64::from(initiator),
+            sent: u64::from(rekey_after.is_some()),
         });
     }
 

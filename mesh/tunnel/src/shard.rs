@@ -64,6 +64,8 @@ pub struct ShardStatus {
     pub mtu_bytes: Option<u32>,
     /// Bytes of packets that wait for handshakes.
     pub waiting_bytes: usize,
+    /// What a handshake would be stamped with now, as time since the Unix epoch.
+    pub newest_stamp: Duration,
     /// What the engine counted.
     pub counters: Counters,
     /// What the sockets counted.
@@ -317,6 +319,7 @@ impl Shard {
             peers: self.engine.peer_count(),
             mtu_bytes: self.tun.as_ref().and_then(|tun| tun.mtu().ok()),
             waiting_bytes: self.engine.waiting_bytes(),
+            newest_stamp: self.engine.newest_stamp(),
             counters: self.engine.counters().clone(),
             udp: self.udp_counters,
             tun_errors: self.tun_errors,

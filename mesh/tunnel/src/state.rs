@@ -31,7 +31,7 @@ const TAI64_BASE: u64 = (1 << 62) + 37;
 pub struct State {
     /// The generation bit of the process that wrote it.
     pub generation: bool,
-    /// The newest time that a handshake may have been stamped with, since the Unix epoch.
+    /// A time since the Unix epoch that nothing was stamped later than: it is written ahead.
     ///
     /// Peers refuse stamps that are not later than the last one; where the clock has gone back
     /// over a restart, they would refuse every handshake until it has caught up.
@@ -74,7 +74,7 @@ pub enum StateError {
 
 impl State {
     /// Makes the state of a device as it is now.
-    pub fn of_device(device: Device, generation: bool, now: Duration) -> Self {
+    pub fn of_device(device: Device, generation: bool, newest_stamp: Duration) -> Self {
         let peers = device.peers.into_iter().map(|peer| PeerUpdate {
             preshared_key: peer.preshared_key,
             endpoint: peer.endpoint,
@@ -94,7 +94,7 @@ impl State {
         };
         Self {
             generation,
-            newest_stamp: now,
+            newest_stamp,
             request,
         }
     }

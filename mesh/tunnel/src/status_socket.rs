@@ -102,6 +102,7 @@ mod tests {
     #[test]
     fn every_drop_reason_has_a_line_and_every_line_a_value() {
         let status = ShardStatus {
+            newest_stamp: std::time::Duration::ZERO,
             public_key: None,
             listen_port: 51871,
             peers: 3,

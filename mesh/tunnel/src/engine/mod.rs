@@ -13,7 +13,7 @@ use warren_keyring::{PrivateKey, PublicKey};
 
 pub use config::ApplyError;
 
-use crate::clock::{RESERVE, StampClock};
+use crate::clock::StampClock;
 use crate::drops::{DropReason, Drops};
 use crate::inner::InnerHeader;
 use crate::message::{COOKIE_REPLY_LEN, Message};
@@ -43,9 +43,9 @@ pub struct EngineConfig {
     pub queue_limit_bytes: usize,
     /// The inner MTU in bytes of a peer whose path is not known yet.
     pub default_inner_mtu_bytes: usize,
-    /// A time since the Unix epoch that no handshake was stamped later than, see
-    /// [`Engine::stamp_mark`]. What is stamped from now on is later.
-    pub stamp_mark: Duration,
+    /// A time since the Unix epoch that no handshake was stamped later than; what is stamped from
+    /// now on is later, also where the wall clock is behind it.
+    pub newest_stamp: Duration,
     /// How many messages one key pair is good for.
     pub message_limits: MessageLimits,
 }
@@ -59,7 +59,7 @@ impl EngineConfig {
             generation: false,
             queue_limit_bytes: 8 << 20,
             default_inner_mtu_bytes: 1420,
-            stamp_mark: Duration::ZERO,
+            newest_stamp: Duration::ZERO,
             message_limits: MessageLimits::default(),
         }
     }
@@ -129,7 +129,7 @@ pub struct Engine {
 impl Engine {
     /// Makes a device without peers.
     pub fn new(config: EngineConfig) -> Self {
-        let stamps = StampClock::new(config.stamp_mark);
+        let stamps = StampClock::new(config.newest_stamp);
         let identity = config
             .private_key
             .as_ref()
@@ -225,11 +225,10 @@ impl Engine {
         self.budget.used_bytes
     }
 
-    /// Returns a time since the Unix epoch that no handshake will be stamped later than for an hour
-    /// from now. Kept over a restart, it makes sure that stamps never go back, whatever the wall
-    /// clock does.
-    pub fn stamp_mark(&self) -> Duration {
-        self.stamps.now() + RESERVE
+    /// Returns the time since the Unix epoch that a handshake would be stamped with now. It goes
+    /// with the steady clock, whatever the wall clock does.
+    pub fn newest_stamp(&self) -> Duration {
+        self.stamps.now()
     }
 
     /// Tells whether something worth saving has changed since the last call: what was set, or an
