@@ -1,0 +1,102 @@
+//! Large requests, and requests that cross traffic.
+//!
+//! ```text
+//!   node1 wg0 10.9.0.1        node2, node3: wg0 10.9.9.9 both
+//!   eth0 192.0.2.1 ----------- lan ----------- 192.0.2.2, 192.0.2.3
+//! ```
+
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+mod uapi_device;
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use uapi_device::{Socket, private_key, public_key, start};
+use warren_lab::{Host, Lab, Proc, Result, require};
+
+#[test]
+fn a_thousand_peers_with_ten_prefixes_each_are_set_at_once() -> Result<()> {
+    require!();
+    let lab = Lab::new("uapiscale")?;
+    let (_tunnel, socket) = start(&lab.host("node")?, "wg0")?;
+    let key = private_key(5000).to_hex();
+    let mut lines = format!("private_key={}\nreplace_peers=true\n", *key);
+    for n in 0..1000 {
+        let peer = public_key(n + 1);
+        write!(lines, "public_key={peer}\nendpoint=192.0.2.1:{}\n", n + 1).unwrap();
+        lines.push_str("replace_allowed_ips=true\n");
+        for k in 0..10 {
+            writeln!(lines, "allowed_ip=10.{}.{}.{k}/32", n / 250, n % 250).unwrap();
+        }
+    }
+    // Made anew, and changed in place as the agent does.
+    let in_place = lines.replace("replace_peers=true\n", "");
+    for (what, lines) in [("new", &lines), ("again", &lines), ("in place", &in_place)] {
+        let started = Instant::now();
+        socket.set(lines);
+        let took = started.elapsed();
+        println!("1,000 peers with 10 prefixes each, {what}: {took:?}");
+        let bound = if cfg!(debug_assertions) { 10 } else { 1 };
+        assert!(took < Duration::from_secs(bound), "{what}: {took:?}");
+    }
+    let started = Instant::now();
+    let state = socket.get();
+    println!("their get: {:?}", started.elapsed());
+    assert_eq!(state.matches("public_key=").count(), 1000);
+    assert_eq!(state.matches("allowed_ip=").count(), 10_000);
+    Ok(())
+}
+
+#[test]
+fn a_prefix_moves_between_peers_without_a_lost_packet() -> Result<()> {
+    require!();
+    let lab = Lab::new("uapimove")?;
+    let lan = lab.bridge("lan")?;
+    let nodes: Vec<(Host, Proc, Socket)> = (1..4)
+        .map(|n| {
+            let host = lab.host(&format!("node{n}"))?;
+            lab.connect(host.end("eth0").addr(&format!("192.0.2.{n}/24")), lan.port())?;
+            let (tunnel, socket) = start(&host, "wg0")?;
+            let address = if n == 1 { "10.9.0.1" } else { "10.9.9.9" };
+            host.sh(&format!(
+                "ip link set wg0 up; ip address add {address}/32 dev wg0; ip route add 10.9.0.0/16 dev wg0"
+            ))?;
+            let key = private_key(n).to_hex();
+            socket.set(&format!("private_key={}\nlisten_port=51820\n", *key));
+            Ok((host, tunnel, socket))
+        })
+        .collect::<Result<_>>()?;
+    let (node1, _, socket) = &nodes[0];
+    let give = |n: u32| format!("public_key={}\nallowed_ip=10.9.9.9/32\n", public_key(n));
+    for (n, (_, _, socket)) in (2..).zip(&nodes[1..]) {
+        socket.set(&format!(
+            "public_key={}\nendpoint=192.0.2.1:51820\nallowed_ip=10.9.0.1/32\n",
+            public_key(1)
+        ));
+        nodes[0]
+            .2
+            .set(&format!("{}endpoint=192.0.2.{n}:51820\n", give(n)));
+        node1.run(&["ping", "-c2", "-i0.1", "-W2", "10.9.9.9"])?;
+    }
+    // Replies that come from the peer that has just lost the prefix are refused, as they must be:
+    // what is counted is what arrives.
+    let received = |host: &Host| -> Result<u64> {
+        let counters = host.run(&["cat", "/sys/class/net/wg0/statistics/rx_packets"]);
+        counters.map(|output| output.stdout.trim().parse().unwrap())
+    };
+    let before = received(&nodes[1].0)? + received(&nodes[2].0)?;
+    let flood = node1.spawn_argv(&["ping", "-q", "-i0.001", "-c3000", "-W1", "10.9.9.9"])?;
+    let mut moves = 0;
+    while flood.is_running() {
+        socket.set(&give(2 + moves % 2));
+        moves += 1;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(flood.wait_timeout(Duration::from_secs(10)).is_ok());
+    let arrived = received(&nodes[1].0)? + received(&nodes[2].0)? - before;
+    println!("{moves} moves, {arrived} of 3000 requests arrived");
+    assert!(moves > 50, "{moves} moves");
+    assert_eq!(arrived, 3000, "{}", flood.log());
+    Ok(())
+}
