@@ -1,7 +1,7 @@
 //! The pure core of Warren: what every program of it must agree on, without I/O.
 //!
 //! Job: believe or refuse nodes ([`node`], [`reject`]), plan this node's network from them
-//! ([`plan`], [`planner`]), tell what must change ([`state`], [`diff`]), find the owner of an
+//! ([`mod@plan`], [`planner`]), tell what must change ([`state`], [`mod@diff`]), find the owner of an
 //! address ([`allowed_ips`]), and read and write the texts that the programs exchange ([`uapi`],
 //! [`status`], [`files`]).
 //!
