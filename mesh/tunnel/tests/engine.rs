@@ -379,6 +379,13 @@ fn peers_at_rest_need_no_timer() {
     let mut c = Side::new("192.0.2.3:1003");
     c.set(now, vec![peer(b.key, None, &["10.2.0.0/24"])]);
     assert_eq!(c.engine.poll_timeout(), None);
+    // Nor is there anywhere to send a keepalive to.
+    let keepalive = PeerUpdate {
+        persistent_keepalive: Some(1),
+        ..PeerUpdate::new(b.key)
+    };
+    c.set(now, vec![keepalive]);
+    assert_eq!(c.engine.poll_timeout(), None);
     // After a handshake that nobody answered, too.
     a.timers(now);
     let mut at = now;

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // tests
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use warren_clock_tests::{Carried, World};
 use warren_core::uapi::PeerUpdate;
@@ -284,4 +284,37 @@ fn last_handshake_follows_the_wall_clock() {
     world.run(seconds(1));
     let at = world.sides[0].engine.get().peers[0].last_handshake.unwrap();
     assert!(at >= moved && at < moved + seconds(202), "{at:?}");
+}
+
+#[test]
+fn the_loop_is_not_woken_for_nothing() {
+    let mut world = World::connected(11);
+    for side in [0, 1] {
+        let key = world.sides[1 - side].key();
+        let update = PeerUpdate {
+            persistent_keepalive: Some(25),
+            ..PeerUpdate::new(key)
+        };
+        world.update(side, update);
+    }
+    // Ten minutes with data every 20 s, ten with nobody there, each counted in wake-ups.
+    for (loss, most) in [(0, 200), (1000, 400)] {
+        world.paths[0].loss_per_mille = loss;
+        world.paths[1].loss_per_mille = loss;
+        let mut woken = 0;
+        for _ in 0..30 {
+            world.send(0);
+            let end = world.elapsed() + seconds(20);
+            while let Some(at) = world.sides[0].engine.poll_timeout() {
+                let wait = at.saturating_duration_since(Instant::now());
+                if world.elapsed() + wait >= end {
+                    break;
+                }
+                world.run(wait + Duration::from_nanos(500));
+                woken += 1;
+            }
+            world.run(end.saturating_sub(world.elapsed()));
+        }
+        assert!(woken < most, "{woken} with {loss} per mille lost");
+    }
 }

@@ -26,7 +26,10 @@ pub(super) struct Timers {
 impl Timers {
     #[inline]
     pub(super) fn schedule(&mut self, id: PeerId, peer: &mut Peer, now: Instant) {
-        let Some(session) = &peer.session else { return };
+        // Nothing can be sent where a peer is not known to be.
+        let (Some(session), Some(_)) = (&peer.session, peer.endpoint) else {
+            return;
+        };
         let Some(deadline) = session.deadline(now, !peer.waiting.is_empty()) else {
             return;
         };
