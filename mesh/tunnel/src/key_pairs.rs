@@ -7,6 +7,24 @@ pub(crate) const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// The key pairs that boringtun keeps; a pair's place is its local index modulo this.
 const KEY_PAIRS: usize = 8;
 
+/// How many messages one key pair is good for (WireGuard paper, section 6.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageLimits {
+    /// Rekey-After-Messages: a new handshake is begun once so many were sent.
+    pub rekey_after: u64,
+    /// Reject-After-Messages: nothing is sent or accepted from that counter on.
+    pub reject_after: u64,
+}
+
+impl Default for MessageLimits {
+    fn default() -> Self {
+        Self {
+            rekey_after: 1 << 60,
+            reject_after: u64::MAX - (1 << 13),
+        }
+    }
+}
+
 /// A pair of symmetric keys.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeyPair {

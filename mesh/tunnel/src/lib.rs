@@ -43,6 +43,6 @@ mod wiped;
 
 pub use drops::{DropReason, Drops};
 pub use engine::{ApplyError, Counters, Engine, EngineConfig, PathQuery};
+pub use key_pairs::MessageLimits;
 pub use outbox::Outbox;
-pub use session::MessageLimits;
 pub use time::Now;

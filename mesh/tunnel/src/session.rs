@@ -44,7 +44,7 @@ use warren_keyring::{PresharedKey, PrivateKey, PublicKey};
 
 use crate::clock::{StampClock, with_realtime};
 use crate::drops::DropReason;
-use crate::key_pairs::{KeyPair, KeyRing, next_index};
+use crate::key_pairs::{KeyPair, KeyRing, MessageLimits, next_index};
 use crate::message::{
     COOKIE_REPLY_LEN, DATA_OVERHEAD, INITIATION_LEN, MAC2_LEN, counter, ephemeral_key,
     is_initiation, sender_index,
@@ -60,24 +60,6 @@ const COOKIE_LIFE: Duration = Duration::from_secs(120);
 const MIN_HANDSHAKE_LIMIT: u64 = 256;
 /// And at most: a responder's share of one is 135 us of a core.
 const MAX_HANDSHAKE_LIMIT: u64 = 4096;
-
-/// How many messages one key pair is good for (WireGuard paper, section 6.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MessageLimits {
-    /// Rekey-After-Messages: a new handshake is begun once so many were sent.
-    pub rekey_after: u64,
-    /// Reject-After-Messages: nothing is sent or accepted from that counter on.
-    pub reject_after: u64,
-}
-
-impl Default for MessageLimits {
-    fn default() -> Self {
-        Self {
-            rekey_after: 1 << 60,
-            reject_after: u64::MAX - (1 << 13),
-        }
-    }
-}
 
 /// Returns the room that a message needs which carries `len` bytes.
 #[inline]

@@ -16,13 +16,14 @@ pub use config::ApplyError;
 use crate::clock::StampClock;
 use crate::drops::{DropReason, Drops};
 use crate::inner::InnerHeader;
+use crate::key_pairs::MessageLimits;
 use crate::message::{COOKIE_REPLY_LEN, Message};
 use crate::outbox::Outbox;
 use crate::outcome::{Admission, OpenedKind};
 use crate::peer::{Context, Peer};
 use crate::queue::QueueBudget;
 use crate::random::Random;
-use crate::session::{Identity, MessageLimits};
+use crate::session::Identity;
 use crate::time::Now;
 use timers::Timers;
 
