@@ -1,8 +1,8 @@
 //! Files that others read at any moment: written whole or not at all.
 
-use std::fs::{DirBuilder, File, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -101,13 +101,24 @@ pub fn replace_json(path: &Path, document: &impl Serialize, mode: u32) -> Result
 /// Reads a file of at most `limit` bytes; `None` when there is none.
 ///
 /// # Errors
-/// [`FileError::Io`], and [`FileError::TooLarge`] for a larger one.
+/// [`FileError::Io`], also for what is no regular file, and [`FileError::TooLarge`] for a larger
+/// one.
 pub fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
-    let file = match File::open(path) {
+    // Opening a FIFO waits for its writer otherwise, and with it would wait the whole agent.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
+        .open(path);
+    let file = match opened {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(FileError::io("open", path)(e)),
     };
+    let meta = file.metadata().map_err(FileError::io("read", path))?;
+    if !meta.is_file() {
+        let cause = io::Error::new(io::ErrorKind::InvalidInput, "no regular file; remove it");
+        return Err(FileError::io("read", path)(cause));
+    }
     let mut content = Vec::new();
     file.take(limit + 1)
         .read_to_end(&mut content)

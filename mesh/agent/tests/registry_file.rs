@@ -112,6 +112,26 @@ async fn a_damaged_file_keeps_the_last_good_view_and_is_named() {
 }
 
 #[tokio::test]
+async fn what_is_no_regular_file_is_named_and_holds_nobody_up() {
+    let directory = Directory::new();
+    directory.put(&view("node-2", "b"));
+    let fifo = directory.file("node-3");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    std::fs::create_dir(directory.file("node-4")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", directory.file("node-5")).unwrap();
+    let mut follower = synced(&directory).await;
+    follower
+        .until("troubles", |f| {
+            ["node-3.json", "node-4.json", "node-5.json"]
+                .iter()
+                .all(|name| f.troubles.iter().any(|t| t.contains(name)))
+        })
+        .await;
+    assert_eq!(follower.views.keys().collect::<Vec<_>>(), ["node-2"]);
+}
+
+#[tokio::test]
 async fn a_file_under_another_nodes_name_is_refused() {
     let directory = Directory::new();
     directory.write(
