@@ -1,7 +1,5 @@
 //! `warren-tunnel`: the userspace WireGuard data plane of Warren.
 
-// A test's harness is not linked as the program is.
-#[cfg(not(test))]
 mod interpose;
 
 use std::io::{IsTerminal, stderr};
