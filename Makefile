@@ -5,10 +5,10 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build test demo lint doc layers deny ci clean
+.PHONY: help deps build test demo test-hostile fuzz soak lint doc layers deny ci clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## install the Debian packages that building and testing need, if any is missing
 	@tests/install-deps
@@ -23,6 +23,19 @@ test: deps ## run all tests that this machine allows, naming each skip
 demo: deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
 	target/release/warren-demo $(if $(KEEP),--keep)
+
+test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
+	$(CARGO) build $(if $(LONG),--release) -p warren-tunnel -p warren-hostile
+	WARREN_LONG=$(LONG) $(CARGO) test $(if $(LONG),--release) -p warren-hostile -- --nocapture --test-threads=1
+
+fuzz: ## run each fuzz target for SECONDS=30
+	tests/fuzz/run $(or $(SECONDS),30)
+
+soak: deps ## all long forms: 15 minutes over rekeys with loss, then LONG=1 of test-hostile and the fuzz targets
+	$(CARGO) build --release -p warren-tunnel -p warren-hostile
+	$(CARGO) test --release -p warren-hostile --test soak -- --nocapture --ignored
+	$(MAKE) test-hostile LONG=1
+	$(MAKE) fuzz SECONDS=$(or $(SECONDS),600)
 
 lint: ## formatting and clippy, warnings refused
 	$(CARGO) fmt --all --check

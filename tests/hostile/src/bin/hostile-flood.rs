@@ -1,0 +1,138 @@
+//! Floods a UDP port with bad WireGuard traffic and prints what it sent as a line of JSON.
+
+use std::net::{SocketAddrV4, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use warren_hostile::forge::{Forger, INITIATION_LEN};
+use warren_hostile::mutate::Mutator;
+use warren_hostile::random::Random;
+use warren_keyring::PublicKey;
+
+/// Datagrams of one system call.
+const BATCH: usize = 32;
+
+#[derive(Debug, clap::Parser)]
+#[command(about = "Bad WireGuard traffic; prints JSON")]
+struct Options {
+    /// Where to, as ADDRESS:PORT
+    to: SocketAddrV4,
+    /// The attacked device's public key, to forge its MAC1 and to know what it may answer
+    #[arg(long)]
+    key: PublicKey,
+    /// Send initiations with a valid MAC1 instead of random and mutated datagrams
+    #[arg(long)]
+    forge: bool,
+    /// Real messages to mutate: a file with one datagram in hex a line
+    #[arg(long)]
+    recorded: Option<PathBuf>,
+    /// How many datagrams to send
+    #[arg(long)]
+    count: u64,
+    /// Datagrams a second
+    #[arg(long)]
+    rate: u64,
+    /// Makes the same attack again
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let socket = UdpSocket::bind("0.0.0.0:0").context("make a socket")?;
+    let recorded = match &options.recorded {
+        Some(path) => read_recorded(path)?,
+        None => Vec::new(),
+    };
+    let forger = Forger::new(&options.key);
+    let mut mutator = Mutator::new(options.seed, recorded);
+    let mut random = Random::new(options.seed);
+    let mut batch: Vec<Vec<u8>> = vec![Vec::new(); BATCH];
+    let (mut sent, mut answerable, mut failed) = (0u64, 0u64, 0u64);
+    let start = Instant::now();
+    while sent < options.count {
+        for datagram in &mut batch {
+            if options.forge {
+                let mut initiation = [0; INITIATION_LEN];
+                forger.initiation(&mut random, &mut initiation);
+                datagram.clear();
+                datagram.extend_from_slice(&initiation);
+            } else {
+                mutator.next(datagram);
+            }
+            answerable += u64::from(forger.may_be_answered(datagram));
+        }
+        failed += send(&socket, options.to, &batch);
+        sent += BATCH as u64;
+        let due = Duration::from_nanos(sent.saturating_mul(1_000_000_000) / options.rate.max(1));
+        std::thread::sleep(due.saturating_sub(start.elapsed()));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    println!(
+        "{}",
+        serde_json::json!({
+            "sent": sent, "answerable": answerable, "failed": failed, "seconds": seconds,
+        })
+    );
+    Ok(())
+}
+
+fn read_recorded(path: &PathBuf) -> anyhow::Result<Vec<Vec<u8>>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let bytes = |line: &str| -> anyhow::Result<Vec<u8>> {
+        let pairs = line.as_bytes().chunks(2);
+        let byte = |pair| anyhow::Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?);
+        pairs.map(byte).collect()
+    };
+    text.lines().map(bytes).collect()
+}
+
+/// Sends a batch, and tells how many datagrams did not leave.
+fn send(socket: &UdpSocket, to: SocketAddrV4, batch: &[Vec<u8>]) -> u64 {
+    let mut address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: to.port().to_be(),
+        sin_addr: libc::in_addr {
+            s_addr: u32::from_ne_bytes(to.ip().octets()),
+        },
+        sin_zero: [0; 8],
+    };
+    let mut parts: Vec<libc::iovec> = batch
+        .iter()
+        .map(|datagram| libc::iovec {
+            iov_base: datagram.as_ptr().cast_mut().cast(),
+            iov_len: datagram.len(),
+        })
+        .collect();
+    let mut messages: Vec<libc::mmsghdr> = parts
+        .iter_mut()
+        .map(|part| {
+            // SAFETY: all zeros is an empty message header.
+            let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            message.msg_hdr.msg_name = (&raw mut address).cast();
+            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            message.msg_hdr.msg_iov = part;
+            message.msg_hdr.msg_iovlen = 1;
+            message
+        })
+        .collect();
+    let (mut done, mut failed) = (0, 0);
+    while done < messages.len() {
+        let rest = &mut messages[done..];
+        // SAFETY: `rest` is valid for its length, and its headers point to `address`, `parts` and
+        // `batch`, which outlive the call; the kernel only reads the payloads.
+        let count =
+            unsafe { libc::sendmmsg(socket.as_raw_fd(), rest.as_mut_ptr(), rest.len() as u32, 0) };
+        if count > 0 {
+            done += count as usize;
+        } else {
+            // The first of the rest is refused, for one by the answer of a closed port.
+            failed += 1;
+            done += 1;
+        }
+    }
+    failed
+}
