@@ -1,0 +1,33 @@
+//! The private key's file, with any content.
+#![no_main]
+
+use std::fs::{OpenOptions, Permissions, set_permissions};
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+
+static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+    set_permissions(folder.path(), Permissions::from_mode(0o700)).expect("our own directory");
+    folder
+});
+
+fuzz_target!(|content: &[u8]| {
+    let path = FOLDER.path().join("private.key");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&path).expect("write to memory");
+    file.write_all(content).expect("write to memory");
+    drop(file);
+    if let Ok(key) = warren_keyring::file::load(&path) {
+        let text = key.to_base64();
+        let line = content.strip_suffix(b"\n").unwrap_or(content);
+        assert_eq!(
+            text.as_bytes(),
+            line,
+            "a key that is not what the file says"
+        );
+    }
+});
