@@ -22,7 +22,8 @@ impl InnerHeader {
             4 => {
                 let header: &[u8; IPV4_HEADER] = packet.first_chunk()?;
                 let len = usize::from(u16::from_be_bytes([header[2], header[3]]));
-                if len < IPV4_HEADER || len > packet.len() {
+                let header_len = usize::from(header[0] & 0xf) * 4;
+                if header_len < IPV4_HEADER || len < header_len || len > packet.len() {
                     return None;
                 }
                 let source: [u8; 4] = *header[12..].first_chunk()?;
@@ -113,6 +114,11 @@ mod tests {
         assert_eq!(InnerHeader::parse(&v4(19, 32, [10, 0, 0, 1])), None);
         assert_eq!(InnerHeader::parse(&v6(9, 48, "fd00::1")), None);
         assert_eq!(InnerHeader::parse(&v6(u16::MAX, 48, "fd00::1")), None);
+        let mut options = v4(24, 32, [10, 0, 0, 1]);
+        for (first, is_packet) in [(0x44, false), (0x45, true), (0x46, true), (0x47, false)] {
+            options[0] = first;
+            assert_eq!(InnerHeader::parse(&options).is_some(), is_packet);
+        }
         assert_eq!(InnerHeader::parse(&[0x45; 19]), None);
         assert_eq!(InnerHeader::parse(&[0x60; 39]), None);
         assert_eq!(InnerHeader::parse(&[0x50; 64]), None);
