@@ -15,7 +15,7 @@ use anyhow::{Result, ensure};
 use warren_hostile::is_long;
 use warren_hostile::node::Node;
 use warren_keyring::PrivateKey;
-use warren_lab::{Lab, require};
+use warren_lab::{Lab, Signal, require};
 
 const PEERS: u32 = 1000;
 const MEMORY_LIMIT_KIB: u64 = 256 << 10;
@@ -41,7 +41,9 @@ fn peers_that_never_answer_hold_bounded_memory_and_one_that_comes_is_served_at_o
     let endpoint = Some("198.51.100.1:51871");
     late.add_peer(&node.public_key()?, endpoint, &["10.1.0.0/16"])?;
     let late_key = late.public_key()?;
-    late.tunnel.kill();
+    // An orderly end: what it is to start from is saved.
+    late.tunnel.signal(Signal::SIGTERM);
+    late.tunnel.wait_timeout(Duration::from_secs(5))?;
 
     let mut config = String::new();
     for n in 0..PEERS {
