@@ -16,8 +16,11 @@ use warren_netlink::{Netlink, NetlinkError, Route, RouteKind, protection};
 /// not at all, protects nothing.
 const INGRESS_CHAIN: &str = "ingress";
 const EGRESS_CHAIN: &str = "egress";
+const POD_TO_NODE_CHAIN: &str = "pod-to-node";
 /// How the comments of the rules of the egress chain go on after the prefix.
 const EGRESS_COMMENT: &str = "egress-";
+/// Likewise those of the chain for pods' packets to node addresses.
+const POD_TO_NODE_COMMENT: &str = "pod-to-node-";
 
 /// Why no pod may be made. All but [`ProtectError::Kernel`] are CNI error code 11.
 #[derive(Debug, Error)]
@@ -104,6 +107,8 @@ fn missing_rules(comments: &BTreeMap<String, Vec<String>>) -> Vec<&'static str> 
             .unwrap_or(comment);
         let chain = if name.starts_with(EGRESS_COMMENT) {
             EGRESS_CHAIN
+        } else if name.starts_with(POD_TO_NODE_COMMENT) {
+            POD_TO_NODE_CHAIN
         } else {
             INGRESS_CHAIN
         };
@@ -145,6 +150,8 @@ mod tests {
         for comment in rule_comment::REQUIRED {
             let chain = if comment.contains("egress") {
                 "egress"
+            } else if comment.contains("pod-to-node") {
+                "pod-to-node"
             } else {
                 "ingress"
             };

@@ -160,6 +160,16 @@ impl World {
             ("ip daddr 10.244.0.0/16", rule::INGRESS_DST_V4),
             ("ip6 daddr fd00::/48", rule::INGRESS_DST_V6),
         ]);
+        let to_node = text(&[
+            (
+                "iifname \"wrn*\" oifname != \"warren0\" ip daddr 198.51.100.0/24",
+                rule::POD_TO_NODE_V4,
+            ),
+            (
+                "iifname \"wrn*\" oifname != \"warren0\" ip6 daddr 2001:db8:b::/64",
+                rule::POD_TO_NODE_V6,
+            ),
+        ]);
         let egress = text(&[
             ("ip saddr 10.244.0.0/16", rule::EGRESS_SRC_V4),
             ("ip6 saddr fd00::/48", rule::EGRESS_SRC_V6),
@@ -177,6 +187,10 @@ impl World {
                  iifname \"wrn*\" accept
                  iifname \"warren0\" accept
                  {ingress}
+               }}
+               chain pod-to-node {{
+                 type filter hook forward priority filter; policy accept;
+                 {to_node}
                }}
                chain egress {{
                  type filter hook postrouting priority 300; policy accept;

@@ -26,6 +26,9 @@ fn spec() -> FilterSpec {
         own_pod_cidrs: ["10.244.1.0/24", "fd00:10:244:1::/64"]
             .map(|n| n.parse().unwrap())
             .into(),
+        peer_addresses: ["198.51.100.3/32", "2001:db8:b::3/128"]
+            .map(|n| n.parse().unwrap())
+            .into(),
         tunnel_v4: Some("10.244.1.1".parse().unwrap()),
         tunnel_v6: Some("fd00:10:244:1::1".parse().unwrap()),
         masquerade: true,

@@ -94,8 +94,12 @@ pub mod rule_comment {
     pub const EGRESS_DST_V4: &str = "warren:egress-dst-v4";
     /// A packet to the underlay with an IPv6 destination of the pod ranges.
     pub const EGRESS_DST_V6: &str = "warren:egress-dst-v6";
+    /// A packet from a pod to a peer's IPv4 node address that would not take the tunnel.
+    pub const POD_TO_NODE_V4: &str = "warren:pod-to-node-v4";
+    /// A packet from a pod to a peer's IPv6 node address that would not take the tunnel.
+    pub const POD_TO_NODE_V6: &str = "warren:pod-to-node-v6";
     /// The rules that drop: without any one of them a node is not protected.
-    pub const REQUIRED: [&str; 11] = [
+    pub const REQUIRED: [&str; 13] = [
         ANTISPOOF,
         POD_LINK_LOCAL,
         POD_LOOPBACK,
@@ -107,5 +111,7 @@ pub mod rule_comment {
         EGRESS_SRC_V6,
         EGRESS_DST_V4,
         EGRESS_DST_V6,
+        POD_TO_NODE_V4,
+        POD_TO_NODE_V6,
     ];
 }

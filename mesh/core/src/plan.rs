@@ -263,6 +263,7 @@ fn add_node(
     for address in &node.addresses {
         let net = host_prefix(*address);
         allowed_ips.insert(net);
+        out.filter.peer_addresses.insert(net);
         // Without a source of that family no pod could use the route.
         if src(address.is_ipv6()).is_some() {
             let key = RouteKey {
@@ -300,6 +301,7 @@ fn filter(
         pod_ranges: settings.ranges.cluster_cidrs.clone(),
         own_allowed_ips,
         own_pod_cidrs: local.pod_cidrs.clone(),
+        peer_addresses: BTreeSet::new(),
         tunnel_v4: v4.and_then(|a| if let IpAddr::V4(a) = a { Some(a) } else { None }),
         tunnel_v6: v6.and_then(|a| if let IpAddr::V6(a) = a { Some(a) } else { None }),
         masquerade: settings.masquerade,

@@ -56,6 +56,8 @@ pub struct FilterSpec {
     pub own_allowed_ips: BTreeSet<IpNet>,
     /// This node's pod ranges.
     pub own_pod_cidrs: BTreeSet<IpNet>,
+    /// The peers' node addresses: what pods send there passes only the tunnel.
+    pub peer_addresses: BTreeSet<IpNet>,
     /// The source given to other IPv4 packets that leave by the tunnel.
     pub tunnel_v4: Option<Ipv4Addr>,
     /// The source given to other IPv6 packets that leave by the tunnel.

@@ -95,6 +95,38 @@ fn protection_outlives_both_daemons_and_the_interface() -> Result<()> {
 }
 
 #[test]
+fn a_pod_reaches_another_nodes_address_by_the_tunnel_or_not_at_all() -> Result<()> {
+    require!();
+    let mesh = Mesh::start("pod-to-node", 3)?;
+    let node = mesh.node(2);
+    let pod = node.attach("a")?;
+    let agent = node.agent.as_ref().unwrap();
+    let send = || {
+        ["198.51.100.3", "2001:db8:b::3"]
+            .iter()
+            .try_for_each(|address| send_marked(&pod.pod, address, None))
+    };
+    // Another program flushes what is not its own, and nothing repairs it.
+    agent.signal(warren_lab::Signal::SIGSTOP);
+    let capture = mesh.capture(&[])?;
+    for step in [
+        "ip rule del pref 5187; ip -6 rule del pref 5187",
+        "ip route flush table 51871; ip -6 route flush table 51871",
+        "ip route flush proto 151; ip -6 route flush proto 151",
+    ] {
+        node.host.sh(step)?;
+        send()?;
+    }
+    capture.stop().assert_clean();
+    // The positive control: without the filter the same packets leave in clear.
+    node.host.sh("nft delete table inet warren")?;
+    let leaked = marked_packets(&mesh, node.host.tap("eth0"), send)?;
+    assert!(leaked > 0);
+    agent.signal(warren_lab::Signal::SIGCONT);
+    Ok(())
+}
+
+#[test]
 fn clear_text_from_the_underlay_is_not_delivered_to_a_pod() -> Result<()> {
     require!();
     let mesh = Mesh::start("inject", 2)?;

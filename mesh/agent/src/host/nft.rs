@@ -127,6 +127,7 @@ pub fn ruleset(spec: &FilterSpec) -> String {
     sets(&mut out, "pod", &spec.pod_ranges);
     sets(&mut out, "own", &spec.own_allowed_ips);
     sets(&mut out, "ownpod", &spec.own_pod_cidrs);
+    sets(&mut out, "peer", &spec.peer_addresses);
 
     let drop = |comment: &str| format!("counter drop comment \"{comment}\"");
     let accept = |name: &str| format!("accept comment \"{}{name}\"", rule::PREFIX);
@@ -166,6 +167,23 @@ pub fn ruleset(spec: &FilterSpec) -> String {
             format!("ip6 saddr @pod_v6 {}", drop(rule::EGRESS_SRC_V6)),
             format!("ip daddr @pod_v4 {}", drop(rule::EGRESS_DST_V4)),
             format!("ip6 daddr @pod_v6 {}", drop(rule::EGRESS_DST_V6)),
+        ],
+    );
+    // Without the rule or the table for node addresses such a packet would take the underlay; the
+    // egress chain no longer knows it, for it has the node's source by then.
+    chain(
+        &mut out,
+        "pod-to-node",
+        "type filter hook forward priority filter; policy accept;",
+        [
+            format!(
+                "{pods} oifname != \"{tunnel}\" ip daddr @peer_v4 {}",
+                drop(rule::POD_TO_NODE_V4)
+            ),
+            format!(
+                "{pods} oifname != \"{tunnel}\" ip6 daddr @peer_v6 {}",
+                drop(rule::POD_TO_NODE_V6)
+            ),
         ],
     );
     let mut nat = Vec::new();
