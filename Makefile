@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build test demo test-hostile fuzz soak lint doc layers deny ci clean
+.PHONY: help deps build test demo test-interop test-hostile fuzz soak lint doc layers deny ci clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,11 +18,16 @@ build: deps ## build the programs (target/release/warren*)
 
 test: deps ## run all tests that this machine allows, naming each skip
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --exclude warren-interop --exclude warren-hostile
 
 demo: deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
 	target/release/warren-demo $(if $(KEEP),--keep)
+
+test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a virtual machine among them
+	tests/interop/prepare
+	$(CARGO) build -p warren-tunnel -p warren-lab -p warren-interop
+	$(CARGO) test -p warren-interop
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
 	$(CARGO) build $(if $(LONG),--release) -p warren-tunnel -p warren-hostile

@@ -1,0 +1,31 @@
+//! What the tests and the agent inside the virtual machine say to each other: a connection a
+//! command, one line of JSON each way. A client that closes early ends its command.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+/// The test's end of the control link.
+pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 255, 1);
+/// The agent's end of the control link, with a prefix length of 30.
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 255, 2);
+/// The TCP port of the agent.
+pub const PORT: u16 = 1;
+
+/// A command to run.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Answer {
+    /// The exit code; none when a signal ended the command.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
