@@ -49,7 +49,7 @@ impl Node {
         let (own, other) = (self.number, other.number);
         self.host.sh(&format!(
             "ip address add 10.{own}.0.1/32 dev warren0
-             ip address add fd0{own}::1/128 dev warren0
+             ip address add fd0{own}::1/128 dev warren0 nodad
              ip route add 10.{other}.0.0/24 dev warren0 src 10.{own}.0.1
              ip route add fd0{other}::/64 dev warren0 src fd0{own}::1"
         ))?;
