@@ -39,6 +39,9 @@ fuzz: ## run each fuzz target for SECONDS=30
 soak: deps ## all long forms: 15 minutes over rekeys with loss, then LONG=1 of test-hostile and the fuzz targets
 	$(CARGO) build --release -p warren-tunnel -p warren-hostile
 	$(CARGO) test --release -p warren-hostile --test soak -- --nocapture --ignored
+	tests/interop/prepare
+	$(CARGO) build -p warren-tunnel -p warren-lab -p warren-interop
+	$(CARGO) test -p warren-interop -- --ignored
 	$(MAKE) test-hostile LONG=1
 	$(MAKE) fuzz SECONDS=$(or $(SECONDS),600)
 
