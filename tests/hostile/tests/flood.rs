@@ -136,17 +136,18 @@ impl Scene {
 
     /// Mbit/s of TCP into the attacked node.
     fn goodput(&self, seconds: u64) -> Result<f64> {
-        let seconds = seconds.to_string();
-        let argv = ["iperf3", "-c", "10.1.0.1", "-J", "-O", "0", "-t", &seconds];
-        let mut command = Command::new(argv[0]);
-        command.args(&argv[1..]);
-        let out = self
-            .other
-            .host
-            .output(&mut command, Duration::from_secs(120))?;
+        // A server of its own each time: one whose client was cut off stays busy.
+        let server = ["iperf3", "-s", "-1", "--forceflush", "-B", "10.1.0.1"];
+        let server = self.victim.host.spawn_argv(&server)?;
+        server.wait_log("listening", PATIENCE)?;
+        let mut command = Command::new("iperf3");
+        command.args(["-c", "10.1.0.1", "-J", "-t", &seconds.to_string()]);
+        let limit = Duration::from_secs(60 + seconds);
+        let out = self.other.host.output(&mut command, limit)?;
         let report: Value = serde_json::from_str(&out.stdout)?;
+        // One that was starved of its connection has had no goodput.
         let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-        Ok(bits.with_context(|| format!("iperf3: {report}"))? / 1e6)
+        Ok(bits.unwrap_or(0.0) / 1e6)
     }
 
     fn left_for_attacker(&self) -> Result<(u64, u64)> {
@@ -184,6 +185,7 @@ fn attack(scene: &Scene, name: &str, rounds: u64, mut attack: Attack) -> Result<
             .spawn_argv(&["iperf3", "-s", "--forceflush", "-B", "10.1.0.1"])?;
     server.wait_log("listening", PATIENCE)?;
     let before = scene.victim.status()?;
+    let left_before = scene.left_for_attacker()?;
     let mut goodput = [Vec::new(), Vec::new()];
     let (mut sent, mut answerable) = (0, 0);
     let seconds = (attack.count / attack.rate).saturating_sub(1).max(1);
@@ -209,7 +211,8 @@ fn attack(scene: &Scene, name: &str, rounds: u64, mut attack: Attack) -> Result<
         .map(|(o, c)| o / c)
         .collect();
     let ratio = median(ratios.clone());
-    let (cookies, others) = scene.left_for_attacker()?;
+    let left = scene.left_for_attacker()?;
+    let (cookies, others) = (left.0 - left_before.0, left.1 - left_before.1);
     let after = scene.victim.status()?;
     let grown: Vec<String> = after
         .iter()
@@ -273,20 +276,7 @@ fn forged_initiations_get_cookies_at_most_and_an_honest_new_peer_gets_in() -> Re
     require!();
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let scene = Scene::new("forged")?;
-    let (rounds, count) = if is_long() {
-        (5, 2_000_000)
-    } else {
-        (3, 300_000)
-    };
-    let forged = Attack {
-        recorded: None,
-        count,
-        rate: 100_000,
-        seed: 0,
-    };
-    attack(&scene, "forged initiations", rounds, forged)?;
-
-    // An honest peer that nobody has spoken with comes in the middle of it.
+    // An honest peer that nobody has spoken with comes in the middle of a flood.
     let newcomer = Node::start(&scene.lab, 3)?;
     scene.lab.connect(
         newcomer.host.end("eth0").addr("203.0.113.3/24"),
@@ -314,5 +304,20 @@ fn forged_initiations_get_cookies_at_most_and_an_honest_new_peer_gets_in() -> Re
         "the flood was over before: {}",
         flood.log()
     );
-    scene.victim.ensure_running()
+    scene.victim.ensure_running()?;
+    flood.kill();
+    scene.other.wait_ping("10.1.0.1", PATIENCE)?;
+
+    let (rounds, count) = if is_long() {
+        (5, 2_000_000)
+    } else {
+        (3, 300_000)
+    };
+    let forged = Attack {
+        recorded: None,
+        count,
+        rate: 100_000,
+        seed: 0,
+    };
+    attack(&scene, "forged initiations", rounds, forged)
 }
