@@ -1,7 +1,8 @@
 //! The table of every pod to every pod.
 
 use anyhow::{Result, ensure};
-use warren_e2e::{MeshPod, ping};
+use warren_e2e::{MeshPod, ping_each};
+use warren_lab::Space;
 
 /// Echo requests for each pair and family.
 const PINGS: u32 = 3;
@@ -15,15 +16,18 @@ pub(crate) fn show(pods: &[MeshPod], ipv6: bool) -> Result<()> {
     let header: String = pods.iter().map(|p| format!("{:>9}", p.name)).collect();
     println!("  {:<9}{header}", "");
     for from in pods {
+        let address = |to: &MeshPod| if ipv6 { to.v6.clone() } else { to.v4.clone() };
+        let addresses: Vec<String> = pods.iter().map(address).collect();
+        let pairs: Vec<(&Space, &str)> = addresses
+            .iter()
+            .map(|address| (&*from.pod, address.as_str()))
+            .collect();
         let mut line = format!("  {:<9}", from.name);
-        for to in pods {
-            let address = if ipv6 { &to.v6 } else { &to.v4 };
-            let seen = ping(&from.pod, address, PINGS)?;
+        for (address, seen) in addresses.iter().zip(ping_each(&pairs, PINGS)?) {
             ensure!(
                 seen.lossless(),
-                "{} does not reach {} at {address}: {seen:?}",
-                from.name,
-                to.name
+                "{} does not reach {address}: {seen:?}",
+                from.name
             );
             line += &format!("{:>9.2}", seen.rtt_ms.unwrap_or_default());
         }

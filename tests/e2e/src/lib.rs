@@ -33,4 +33,4 @@ mod traffic;
 pub use mesh::{CLUSTER_V4, CLUSTER_V6, Mesh};
 pub use node::Node;
 pub use pod::MeshPod;
-pub use traffic::{MARKER, Ping, Probe, ProbeResult, Transfer, ping, transfer};
+pub use traffic::{MARKER, Ping, Probe, ProbeResult, Transfer, ping, ping_each, transfer};

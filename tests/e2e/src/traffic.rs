@@ -35,7 +35,10 @@ impl Ping {
     }
 }
 
-/// Pings `address` from `from` `count` times, 20 ms apart.
+/// Pings `address` from `from` `count` times, half a second apart.
+///
+/// The interval is also what `ping` waits for the last answer once one has come: a shorter one takes
+/// an answer that a busy machine delays for a lost one.
 pub fn ping(from: &Space, address: &str, count: u32) -> Result<Ping> {
     let _: IpAddr = address
         .parse()
@@ -48,7 +51,7 @@ pub fn ping(from: &Space, address: &str, count: u32) -> Result<Ping> {
         "-c",
         &count_text,
         "-i",
-        "0.02",
+        "0.5",
         "-W",
         "2",
         address,
@@ -72,6 +75,29 @@ pub fn ping(from: &Space, address: &str, count: u32) -> Result<Ping> {
         received: number("received").context("ping's summary has no count of replies")?,
         rtt_ms: rtt,
     })
+}
+
+/// Pings many addresses, a dozen at a time, and gives the results in the order asked.
+pub fn ping_each(pairs: &[(&Space, &str)], count: u32) -> Result<Vec<Ping>> {
+    const AT_ONCE: usize = 12;
+    let mut seen = Vec::with_capacity(pairs.len());
+    for batch in pairs.chunks(AT_ONCE) {
+        let results: Vec<Result<Ping>> = std::thread::scope(|scope| {
+            let started: Vec<_> = batch
+                .iter()
+                .map(|(from, address)| scope.spawn(|| ping(from, address, count)))
+                .collect();
+            let panicked = |_| anyhow::anyhow!("a thread that pinged panicked");
+            started
+                .into_iter()
+                .map(|thread| thread.join().map_err(panicked).flatten())
+                .collect()
+        });
+        for result in results {
+            seen.push(result?);
+        }
+    }
+    Ok(seen)
 }
 
 /// A finished TCP transfer.

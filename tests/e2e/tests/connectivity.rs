@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
-use warren_e2e::{MARKER, Mesh, MeshPod, ping, transfer};
-use warren_lab::{Allow, Family, bin, require};
+use warren_e2e::{MARKER, Mesh, MeshPod, ping, ping_each, transfer};
+use warren_lab::{Allow, Family, Space, bin, require};
 
 const TRANSFER_BYTES: u64 = 2 << 20;
 
@@ -22,24 +22,26 @@ fn mesh_with_pods(name: &str) -> Result<(Mesh, Vec<MeshPod>)> {
     Ok((mesh, pods))
 }
 
+fn assert_all_reached(pairs: &[(&MeshPod, &str)]) -> Result<()> {
+    let spaces: Vec<(&Space, &str)> = pairs.iter().map(|(pod, a)| (&*pod.pod, *a)).collect();
+    for ((from, address), seen) in pairs.iter().zip(ping_each(&spaces, 2)?) {
+        assert!(seen.lossless(), "{} to {address}: {seen:?}", from.name);
+    }
+    Ok(())
+}
+
 #[test]
 fn every_pod_reaches_every_pod_in_both_families_and_nothing_is_in_clear() -> Result<()> {
     require!();
     let (mesh, pods) = mesh_with_pods("matrix")?;
     let capture = mesh.capture(&[])?;
+    let mut pairs = Vec::new();
     for from in &pods {
         for to in &pods {
-            for address in to.addresses() {
-                let seen = ping(&from.pod, address, 3)?;
-                assert!(
-                    seen.lossless(),
-                    "{} to {} ({address}): {seen:?}",
-                    from.name,
-                    to.name
-                );
-            }
+            pairs.extend(to.addresses().map(|address| (from, address)));
         }
     }
+    assert_all_reached(&pairs)?;
     // One pod of each node to one of every node, its own included: TCP, no NAT in between.
     for from in pods.iter().filter(|p| p.name.ends_with("/a")) {
         for to in pods.iter().filter(|p| p.name.ends_with("/b")) {
@@ -131,26 +133,19 @@ fn pods_and_nodes_reach_each_other_through_the_tunnel_both_ways() -> Result<()> 
     // Echo is not on the capture's list: in clear between pod and node it would be an offence.
     let capture = mesh.capture(&[])?;
     for node in &mesh.nodes {
+        let addresses = [&node.addresses[..], &node.tunnel_addresses()].concat();
+        let mut pairs: Vec<(&MeshPod, &str)> = Vec::new();
         for pod in &pods {
-            let own = pod.name.starts_with(node.name());
-            for address in node.addresses.iter().chain(&node.tunnel_addresses()) {
-                let seen = ping(&pod.pod, address, 2)?;
-                assert!(
-                    seen.lossless(),
-                    "{} to {address} of {}: {seen:?}",
-                    pod.name,
-                    node.name()
-                );
-            }
-            for address in pod.addresses() {
-                let seen = ping(&node.host, address, 2)?;
-                assert!(
-                    seen.lossless(),
-                    "{} to {} (own: {own}): {seen:?}",
-                    node.name(),
-                    pod.name
-                );
-            }
+            pairs.extend(addresses.iter().map(|address| (pod, address.as_str())));
+        }
+        assert_all_reached(&pairs)?;
+        let back: Vec<(&Space, &str)> = pods
+            .iter()
+            .flat_map(|pod| pod.addresses())
+            .map(|a| (&*node.host, a))
+            .collect();
+        for ((_, address), seen) in back.iter().zip(ping_each(&back, 2)?) {
+            assert!(seen.lossless(), "{} to {address}: {seen:?}", node.name());
         }
     }
     // A host-network server on another node sees the pod itself.
