@@ -115,11 +115,18 @@ impl End {
     pub fn start(&mut self, mtu_bytes: u32) -> Result {
         let name = self.implementation.interface();
         self.process = None;
+        let socket = format!("/var/run/wireguard/{name}.sock");
         self.machine.try_run(&["ip", "link", "delete", name])?;
+        self.machine.run(&["rm", "-f", &socket])?;
         self.process = self.implementation.start(&self.machine, mtu_bytes)?;
-        let show = ["wg", "show", name];
+        // `wg` takes a socket that is not listened on yet for a dead one, and removes it.
+        let listening = match self.process {
+            Some(_) => format!("test -S {socket} && sleep 0.05 && wg show {name}"),
+            None => format!("wg show {name}"),
+        };
         self.wait("the implementation to be up", |end| {
-            Ok(end.machine.try_run(&show)?.code == Some(0))
+            let looked = end.machine.try_run(&["sh", "-c", &listening])?;
+            Ok(looked.code == Some(0))
         })?;
         self.key = PrivateKey::generate()?;
         self.port = 51_820 + u16::from(self.number);
@@ -132,8 +139,8 @@ impl End {
              ip link set {name} up
              ip address add 10.{own}.0.1/32 dev {name}
              ip address add fd0{own}::1/128 dev {name}
-             ip route add 10.{other}.0.0/24 dev {name} src 10.{own}.0.1
-             ip -6 route add fd0{other}::/64 dev {name} src fd0{own}::1
+             ip route add 10.{other}.0.0/24 dev {name}
+             ip -6 route add fd0{other}::/64 dev {name}
              ip address flush dev eth0 scope global\n",
             port = self.port,
         );
@@ -141,6 +148,8 @@ impl End {
         for outer in Outer::BOTH {
             script += &self.address_script("add", outer);
         }
+        // Until a new link is ready its IPv6 addresses are, and are not taken as a source.
+        script += "while ip -6 address | grep -q tentative; do sleep 0.05; done";
         self.machine.sh(&script).map(drop)
     }
 

@@ -19,6 +19,17 @@ pub enum Counting {
     InnerPackets,
 }
 
+/// What happens when the address of the machine changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moving {
+    /// Packets leave from the new one at once.
+    AtOnce,
+    /// They go on once a handshake was begun for want of answers, after 15 seconds.
+    AfterHandshake,
+    /// Its sockets are bound to the old one for good.
+    Never,
+}
+
 /// One implementation of WireGuard.
 pub trait Implementation: Sync {
     /// What messages call it; also part of its lab's name.
@@ -61,6 +72,11 @@ pub trait Implementation: Sync {
     /// Whether the settings of a peer can be changed without removing it.
     fn changes_peers(&self) -> bool {
         true
+    }
+
+    /// What happens when the address of its machine changes.
+    fn moving(&self) -> Moving {
+        Moving::AtOnce
     }
 
     /// How many initiations put it under load, yet do not keep it from working.
@@ -121,16 +137,19 @@ impl Implementation for Warren {
 struct WireguardGo {
     name: &'static str,
     file: &'static str,
+    moving: Moving,
 }
 
 impl WireguardGo {
     const NEWEST: Self = Self {
         name: "wireguard-go",
         file: "bin/wireguard-go",
+        moving: Moving::AtOnce,
     };
     const DEBIAN: Self = Self {
         name: "wireguard-go-debian",
         file: "bin/wireguard-go-debian",
+        moving: Moving::AfterHandshake,
     };
 }
 
@@ -147,6 +166,10 @@ impl Implementation for WireguardGo {
         let program = prepared(self.file).display().to_string();
         let argv = ["env", "LOG_LEVEL=verbose", &program, "-f", self.interface()];
         machine.spawn(&argv).map(Some)
+    }
+
+    fn moving(&self) -> Moving {
+        self.moving
     }
 }
 
@@ -191,6 +214,10 @@ impl Implementation for Boringtun {
     // It panics when asked to.
     fn changes_peers(&self) -> bool {
         false
+    }
+
+    fn moving(&self) -> Moving {
+        Moving::Never
     }
 }
 

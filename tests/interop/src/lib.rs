@@ -18,7 +18,7 @@ pub mod protocol;
 pub use bench::{Bench, Side, with_bench};
 pub use end::{End, Outer, PeerDump, PeerSettings, Stream};
 pub use flood::{Flood, FloodPace};
-pub use implementation::{Counting, Implementation, implementations};
+pub use implementation::{Counting, Implementation, Moving, implementations};
 pub use machine::{Background, Machine};
 
 /// A result whose error names what was done.
