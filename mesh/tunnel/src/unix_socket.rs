@@ -150,15 +150,25 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
         }
         Ok(_) => {}
     }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(SocketError::AlreadyRunning {
-            path: path.to_owned(),
-        }),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed("remove the dead socket"))
+    let (operation, error) = match UnixStream::connect(path) {
+        Ok(_) => {
+            return Err(SocketError::AlreadyRunning {
+                path: path.to_owned(),
+            });
         }
-        Err(error) => Err(failed("try")(error)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            match fs::remove_file(path) {
+                Ok(()) => return Ok(()),
+                Err(error) => ("remove the dead socket", error),
+            }
+        }
+        Err(error) => ("try", error),
+    };
+    // `wg` too removes the dead sockets that it comes across, at any time.
+    if error.kind() == io::ErrorKind::NotFound {
+        return Ok(());
     }
+    Err(failed(operation)(error))
 }
 
 impl Drop for SocketFile {
@@ -205,6 +215,30 @@ mod tests {
         );
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_dead_socket_may_be_removed_by_wg_at_the_same_time() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..300 {
+            let path = dir.path().join(format!("{number}.sock"));
+            drop(UnixListener::bind(&path).unwrap());
+            let start = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    let refused = UnixStream::connect(&path)
+                        .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+                    if refused {
+                        let _ = fs::remove_file(&path);
+                    }
+                });
+                start.wait();
+                let removed = remove_stale(&path);
+                assert!(removed.is_ok(), "{removed:?}");
+            });
+            assert!(!path.exists());
+        }
     }
 
     #[test]
