@@ -6,8 +6,9 @@
 //! the kernel or the tunnel can be asked.
 //!
 //! Its seams are [`registry::NodeRegistry`] (what tells of nodes), [`dataplane::DataPlane`] (the
-//! WireGuard device) and [`host::Host`] (the node's kernel); [`reconcile::Reconciler`] joins them,
-//! and [`run`](mod@run) says when.
+//! WireGuard device), [`host::Host`] (the node's kernel) and [`store::Store`] (its disk);
+//! [`reconcile::Reconciler`] joins them and does no I/O of its own, [`pace::Pace`] says when without
+//! a clock, and [`run`](mod@run) waits for that.
 
 #![deny(unsafe_code)]
 
@@ -20,10 +21,12 @@ pub mod http;
 pub mod local;
 pub mod lock;
 pub mod metrics;
+pub mod pace;
 pub mod reconcile;
 pub mod registry;
 pub mod run;
 pub mod snapshot;
 pub mod status;
 pub mod status_server;
+pub mod store;
 pub mod tunnel_socket;

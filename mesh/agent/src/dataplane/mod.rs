@@ -11,7 +11,7 @@ use warren_core::Change;
 use warren_core::uapi::{Peer, UapiError};
 use warren_keyring::PublicKey;
 
-pub use uapi::UapiDataPlane;
+pub use uapi::{UapiDataPlane, set_request};
 
 /// Why the device did not answer, or refused.
 #[derive(Debug, Error)]

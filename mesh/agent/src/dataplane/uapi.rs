@@ -103,15 +103,11 @@ impl DataPlane for UapiDataPlane {
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Result<(), DataPlaneError> {
-        let peers: Vec<PeerUpdate> = changes.iter().filter_map(update_of).collect();
-        if peers.is_empty() {
+        let request = set_request(changes);
+        if request.peers.is_empty() {
             return Ok(());
         }
-        let request = SetRequest {
-            peers,
-            ..SetRequest::default()
-        }
-        .to_text();
+        let request = request.to_text();
         let answer = self.exchange(request.as_bytes()).await?;
         let text = std::str::from_utf8(&answer).unwrap_or_default();
         warren_core::uapi::parse_set_answer(text).map_err(|source| self.bad_answer(source))
@@ -134,6 +130,15 @@ async fn read_answer(stream: &mut UnixStream) -> io::Result<Option<Zeroizing<Vec
         if stream.read_buf(&mut *answer).await? == 0 || answer.ends_with(b"\n\n") {
             return Ok(Some(answer));
         }
+    }
+}
+
+/// What is asked of the device for these changes, in their order; those that are not of peers are
+/// left out.
+pub fn set_request(changes: &[Change]) -> SetRequest {
+    SetRequest {
+        peers: changes.iter().filter_map(update_of).collect(),
+        ..SetRequest::default()
     }
 }
 

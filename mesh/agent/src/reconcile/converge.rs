@@ -9,12 +9,13 @@ use warren_keyring::PublicKey;
 use super::{Pass, Reconciler};
 use crate::dataplane::{DataPlane, DeviceState};
 use crate::host::Host;
+use crate::store::Store;
 
 /// How often a reconcile observes and applies before it leaves the rest to the next one. Two
 /// rounds settle everything; a third finds that.
 const MAX_ROUNDS: usize = 3;
 
-impl<H: Host, D: DataPlane> Reconciler<H, D> {
+impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
     /// Observes and applies until nothing is left to do, something fails, or the rounds are used.
     /// Returns what was observed last.
     pub(super) async fn converge(

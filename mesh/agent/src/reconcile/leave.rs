@@ -1,19 +1,15 @@
 //! What a reconcile leaves in files: for the next start, and for the CNI plugin.
 
 use warren_core::ObservedState;
-use warren_core::consts::{NODE_FILE, VIEW_FILE};
 use warren_core::files::{NodeFile, SavedView};
 use warren_core::plan::tunnel_address;
 
 use super::{Pass, Reconciler};
 use crate::dataplane::DataPlane;
 use crate::host::Host;
-use crate::{cni_config, files};
+use crate::store::Store;
 
-/// The agent's own files are nobody else's matter.
-const FILE_MODE: u32 = 0o600;
-
-impl<H: Host, D: DataPlane> Reconciler<H, D> {
+impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
     /// Writes the view for the next start, and what the CNI plugin needs; `safe` is the observed
     /// state when the node is protected.
     pub(super) fn leave_files(&mut self, safe: Option<&ObservedState>, pass: &mut Pass) {
@@ -27,14 +23,8 @@ impl<H: Host, D: DataPlane> Reconciler<H, D> {
             view.applied_endpoints
                 .retain(|key, _| desired.contains_key(key));
         }
-        if view != self.saved {
-            let path = self.config.state_dir.join(VIEW_FILE);
-            if pass
-                .note(files::replace_json(&path, &view, FILE_MODE))
-                .is_some()
-            {
-                self.saved = view;
-            }
+        if view != self.saved && pass.note(self.store.save_view(&view)).is_some() {
+            self.saved = view;
         }
         let node_file = NodeFile {
             name: self.config.node_name.clone(),
@@ -44,25 +34,18 @@ impl<H: Host, D: DataPlane> Reconciler<H, D> {
             tunnel_addresses: self.config.pod_cidrs.iter().map(tunnel_address).collect(),
             mtu_bytes: self.plan.desired.mtu_bytes,
         };
-        if self.node_file.as_ref() != Some(&node_file) {
-            let path = self.config.state_dir.join(NODE_FILE);
-            if pass
-                .note(files::replace_json(&path, &node_file, FILE_MODE))
-                .is_some()
-            {
-                self.node_file = Some(node_file);
-            }
+        if self.node_file.as_ref() != Some(&node_file)
+            && pass.note(self.store.save_node(&node_file)).is_some()
+        {
+            self.node_file = Some(node_file);
         }
         let Some(observed) = safe else { return };
         let up = observed.link.as_ref().is_some_and(|link| link.up);
         let addressed = observed.addresses.is_superset(&self.plan.desired.addresses);
-        let Some(dir) = self.config.cni_conf_dir.as_deref() else {
-            return;
-        };
         if up && addressed && self.node_file.is_some() {
-            let installed = pass.note(cni_config::install(&self.config, dir));
+            let installed = pass.note(self.store.install_cni());
             if installed == Some(true) {
-                tracing::info!(dir = %dir.display(), "wrote the CNI configuration");
+                tracing::info!(dir = ?self.config.cni_conf_dir, "wrote the CNI configuration");
             }
         }
     }

@@ -32,17 +32,19 @@ use crate::host::{Host, Underlay, UnderlayQuery};
 use crate::local::{Identity, refused_by_peers};
 use crate::registry::{NodeRegistry, RegistryReport};
 use crate::snapshot::{Snapshot, Stats};
+use crate::store::{Disk, Store};
 
 /// The most errors of one reconcile that are told apart.
 const MAX_PROBLEMS: usize = 20;
 
 /// The mesh controller of this node.
 #[derive(Debug)]
-pub struct Reconciler<H, D> {
+pub struct Reconciler<H, D, S = Disk> {
     config: Config,
     uid: NodeUid,
     host: H,
     tunnel: D,
+    store: S,
     planner: Planner,
     plan: Arc<Plan>,
     public_key: Option<PublicKey>,
@@ -53,6 +55,17 @@ pub struct Reconciler<H, D> {
     saved: SavedView,
     node_file: Option<NodeFile>,
     stats: Stats,
+}
+
+/// All that a reconcile reads and changes, the registry aside: behind them there is no I/O.
+#[derive(Debug)]
+pub struct Seams<H, D, S> {
+    /// The node's kernel.
+    pub host: H,
+    /// The WireGuard device.
+    pub tunnel: D,
+    /// The disk.
+    pub store: S,
 }
 
 /// What is collected while one reconcile runs.
@@ -76,7 +89,7 @@ impl Pass {
 }
 
 impl<H: Host, D: DataPlane> Reconciler<H, D> {
-    /// A controller that starts from what was saved last, or from nothing.
+    /// A controller that keeps its files where the configuration says. As [`Reconciler::with_seams`].
     ///
     /// # Errors
     /// [`warren_keyring::KeyError::Random`] when the kernel gives no random bytes.
@@ -87,6 +100,31 @@ impl<H: Host, D: DataPlane> Reconciler<H, D> {
         tunnel: D,
         saved: SavedView,
     ) -> Result<Self, warren_keyring::KeyError> {
+        let seams = Seams {
+            host,
+            tunnel,
+            store: Disk::new(config.clone()),
+        };
+        Self::with_seams(config, uid, seams, saved)
+    }
+}
+
+impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
+    /// A controller that starts from what was saved last, or from nothing.
+    ///
+    /// # Errors
+    /// [`warren_keyring::KeyError::Random`] when the kernel gives no random bytes.
+    pub fn with_seams(
+        config: Config,
+        uid: NodeUid,
+        seams: Seams<H, D, S>,
+        saved: SavedView,
+    ) -> Result<Self, warren_keyring::KeyError> {
+        let Seams {
+            host,
+            tunnel,
+            store,
+        } = seams;
         let own_view = saved
             .views
             .iter()
@@ -111,6 +149,7 @@ impl<H: Host, D: DataPlane> Reconciler<H, D> {
             uid,
             host,
             tunnel,
+            store,
             plan: Arc::default(),
             public_key,
             own_view,

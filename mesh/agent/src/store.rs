@@ -1,0 +1,62 @@
+//! Where a reconcile leaves what outlives it: a seam, so that the reconcile itself touches no file.
+
+use warren_core::consts::{NODE_FILE, VIEW_FILE};
+use warren_core::files::{NodeFile, SavedView};
+
+use crate::config::Config;
+use crate::files::FileError;
+use crate::{cni_config, files};
+
+/// The agent's own files are nobody else's matter.
+const FILE_MODE: u32 = 0o600;
+
+/// What the reconcile needs of a disk.
+pub trait Store {
+    /// Keeps the view for the next start.
+    ///
+    /// # Errors
+    /// [`FileError`]; the view kept before is then still there.
+    fn save_view(&mut self, view: &SavedView) -> Result<(), FileError>;
+
+    /// Tells the CNI plugin of this node.
+    ///
+    /// # Errors
+    /// [`FileError`]; what was told before is then still there.
+    fn save_node(&mut self, file: &NodeFile) -> Result<(), FileError>;
+
+    /// Lets the container runtime start pods, and returns whether that is new.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    fn install_cni(&mut self) -> Result<bool, FileError>;
+}
+
+/// The files of the configuration's directories.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    config: Config,
+}
+
+impl Disk {
+    /// The directories of this configuration.
+    pub fn new(config: Config) -> Self {
+        Self { config }
+    }
+}
+
+impl Store for Disk {
+    fn save_view(&mut self, view: &SavedView) -> Result<(), FileError> {
+        files::replace_json(&self.config.state_dir.join(VIEW_FILE), view, FILE_MODE)
+    }
+
+    fn save_node(&mut self, file: &NodeFile) -> Result<(), FileError> {
+        files::replace_json(&self.config.state_dir.join(NODE_FILE), file, FILE_MODE)
+    }
+
+    fn install_cni(&mut self) -> Result<bool, FileError> {
+        match self.config.cni_conf_dir.as_deref() {
+            Some(dir) => cni_config::install(&self.config, dir),
+            None => Ok(false),
+        }
+    }
+}
