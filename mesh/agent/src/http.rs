@@ -12,7 +12,6 @@ use tokio::net::TcpListener;
 use crate::metrics;
 use crate::status::not_ready;
 use crate::status_server::Source;
-use crate::tunnel_socket::TunnelSocket;
 
 /// How old the last reconcile may be: several of the loop's ticks, and its slowest steps.
 const ALIVE: Duration = Duration::from_secs(60);
@@ -22,8 +21,6 @@ const ALIVE: Duration = Duration::from_secs(60);
 pub struct HttpState {
     /// The agent's own state.
     pub source: Source,
-    /// The tunnel's own socket, for what UAPI has no words for.
-    pub tunnel_socket: TunnelSocket,
 }
 
 /// `/healthz`: the loop runs. `/readyz`: the node is protected and its tunnel answers, else the
@@ -67,12 +64,12 @@ async fn readyz(State(state): State<HttpState>) -> impl IntoResponse {
 }
 
 async fn scrape(State(state): State<HttpState>) -> impl IntoResponse {
-    let (status, drops) = tokio::join!(state.source.status(), state.tunnel_socket.drops());
+    let status = state.source.status().await;
     let snapshot = state.source.snapshot();
-    let (Some(status), Some(snapshot)) = (status, snapshot) else {
+    let (Some((status, report)), Some(snapshot)) = (status, snapshot) else {
         return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
     };
-    match metrics::encode(&status, &snapshot.stats, &drops) {
+    match metrics::encode(&status, &snapshot.stats, &report.drops) {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()

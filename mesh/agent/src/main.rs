@@ -113,6 +113,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         config: Arc::new(config.clone()),
         snapshots,
         tunnel: tunnel.clone(),
+        tunnel_socket: TunnelSocket(config.run_dir.join(TUNNEL_SOCKET)),
     };
     let socket = config.run_dir.join(AGENT_SOCKET);
     let listener =
@@ -124,14 +125,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let listener = bound.with_context(|| {
             format!("listen on {address}; give http-listen another port, or `off`")
         })?;
-        let tunnel_socket = TunnelSocket(config.run_dir.join(TUNNEL_SOCKET));
-        tokio::spawn(http::serve(
-            listener,
-            HttpState {
-                source,
-                tunnel_socket,
-            },
-        ));
+        tokio::spawn(http::serve(listener, HttpState { source }));
     }
     let probe = async || tunnel.get().await.is_ok();
     run(reconciler, registry, probe, publisher, stop).await;

@@ -10,7 +10,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use warren_core::status::{AgentStatus, PeerState};
+use warren_core::degraded::DegradedCause;
+use warren_core::status::{AgentStatus, NodeState, PeerState};
 
 use crate::snapshot::Stats;
 
@@ -121,6 +122,11 @@ fn warren(registry: &mut Registry, status: &AgentStatus) {
         "Whether the whole view was received since the start",
         status.synced,
     );
+    flag(
+        "warren_degraded",
+        "Whether something suffers on this node; `warren status` tells",
+        status.state != NodeState::Ok,
+    );
     let problems = Gauge::<i64>::default();
     problems.set(i64::try_from(status.problems.len()).unwrap_or(i64::MAX));
     registry.register(
@@ -130,12 +136,7 @@ fn warren(registry: &mut Registry, status: &AgentStatus) {
     );
 
     let peers = Family::<StateLabel, Gauge>::default();
-    for state in [
-        PeerState::Up,
-        PeerState::Idle,
-        PeerState::Connecting,
-        PeerState::Unknown,
-    ] {
+    for state in PeerState::ALL {
         let count = status
             .peers
             .iter()
@@ -148,11 +149,8 @@ fn warren(registry: &mut Registry, status: &AgentStatus) {
             .get_or_create(&label)
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
-    registry.register(
-        "warren_peers",
-        "Peers by the state of their handshake",
-        peers,
-    );
+    registry.register("warren_peers", "Peers by their state", peers);
+    degraded(registry, status);
     let rejected = Family::<ReasonLabel, Gauge>::default();
     for node in &status.rejected {
         rejected
@@ -174,6 +172,36 @@ fn warren(registry: &mut Registry, status: &AgentStatus) {
     }
     let help = "Packets that the filter dropped since it was loaded, by rule";
     registry.register("warren_filter_drops", help, drops);
+}
+
+/// One series a peer and one a cause, whatever happens: an alert needs no series that comes and
+/// goes.
+fn degraded(registry: &mut Registry, status: &AgentStatus) {
+    let peers = Family::<PeerLabels, Gauge>::default();
+    let causes = Family::<ReasonLabel, Gauge>::default();
+    for reason in DegradedCause::REASONS {
+        let label = ReasonLabel {
+            reason: reason.to_owned(),
+        };
+        causes.get_or_create(&label).set(0);
+    }
+    for peer in &status.peers {
+        let labels = PeerLabels {
+            interface: status.interface.clone(),
+            public_key: peer.public_key.to_base64(),
+            friendly_name: peer.node.clone(),
+        };
+        let is_degraded = peer.degraded.is_some();
+        peers.get_or_create(&labels).set(is_degraded.into());
+        if let Some(cause) = &peer.degraded {
+            let reason = cause.reason.clone();
+            causes.get_or_create(&ReasonLabel { reason }).inc();
+        }
+    }
+    let help = "Whether traffic with the peer suffers; `warren status` tells why";
+    registry.register("warren_peer_degraded", help, peers);
+    let help = "Peers that traffic suffers with, by cause";
+    registry.register("warren_degraded_peers", help, causes);
 }
 
 fn reconciles(registry: &mut Registry, stats: &Stats) {

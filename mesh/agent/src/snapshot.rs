@@ -10,6 +10,7 @@ use warren_core::status::Health;
 use warren_keyring::PublicKey;
 
 use crate::dataplane::DeviceState;
+use crate::host::Underlay;
 
 /// The outcome of a reconcile.
 #[derive(Clone, Debug)]
@@ -38,6 +39,8 @@ pub struct Snapshot {
     pub device: Option<DeviceState>,
     /// Packets that the filter dropped, by rule.
     pub filter_drops: BTreeMap<String, u64>,
+    /// The network below the tunnel, as last read.
+    pub underlay: Underlay,
     /// What the reconciles cost.
     pub stats: Stats,
 }

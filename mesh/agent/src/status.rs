@@ -1,11 +1,17 @@
 //! The status document, and the reasons for not being ready.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use warren_core::NodeName;
+use warren_core::degraded::DegradedCause;
+use warren_core::mtu;
+use warren_core::peer_path::PeerPath;
 use warren_core::plan::PlannedNode;
-use warren_core::status::{AgentStatus, PeerState, PeerStatus, RejectStatus};
+use warren_core::status::{
+    AgentStatus, DegradedStatus, NodeState, PeerState, PeerStatus, RejectStatus,
+};
 use warren_core::uapi::Peer;
 use warren_keyring::PublicKey;
 
@@ -13,15 +19,24 @@ use crate::config::Config;
 use crate::dataplane::DeviceState;
 use crate::snapshot::Snapshot;
 
-/// Makes the status of a snapshot. `device` is the device as it is now, which may be newer than
-/// the snapshot's.
+/// The tunnel as it is now, which may be newer than the snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct TunnelView<'a> {
+    /// The device; `None` when it does not answer.
+    pub device: Option<&'a DeviceState>,
+    /// The way to each peer of which the tunnel has something to tell.
+    pub paths: &'a BTreeMap<PublicKey, PeerPath>,
+}
+
+/// Makes the status of a snapshot.
 pub fn build(
     config: &Config,
     snapshot: &Snapshot,
-    device: Option<&DeviceState>,
+    tunnel: &TunnelView<'_>,
     now: SystemTime,
 ) -> AgentStatus {
-    let in_tunnel: BTreeMap<&PublicKey, &Peer> = device
+    let in_tunnel: BTreeMap<&PublicKey, &Peer> = tunnel
+        .device
         .iter()
         .flat_map(|d| &d.peers)
         .map(|peer| (&peer.public_key, peer))
@@ -35,6 +50,12 @@ pub fn build(
             now,
         );
         status.notice = notices.get(name).map(ToString::to_string);
+        if status.state != PeerState::Unknown
+            && let Some(cause) = cause(snapshot, node, &status, tunnel.paths)
+        {
+            status.state = PeerState::Degraded;
+            status.degraded = Some(DegradedStatus::from(&cause));
+        }
         status
     });
     let rejected = snapshot
@@ -47,9 +68,15 @@ pub fn build(
             message: reject.to_string(),
             waiting: reject.is_waiting(),
         });
-    AgentStatus {
+    let down = snapshot.underlay.down.iter().map(|device| {
+        let device = device.clone();
+        DegradedStatus::from(&DegradedCause::LinkDown { device })
+    });
+    let mut status = AgentStatus {
         version: env!("CARGO_PKG_VERSION").into(),
         node: config.node_name.to_string(),
+        state: NodeState::Ok,
+        degraded: down.collect(),
         public_key: snapshot.public_key,
         interface: config.interface.clone(),
         endpoints: snapshot.endpoints.clone(),
@@ -62,7 +89,43 @@ pub fn build(
         peers: peers.collect(),
         rejected: rejected.collect(),
         filter_drops: snapshot.filter_drops.clone(),
-    }
+    };
+    status.state = status.judge();
+    status
+}
+
+/// Why traffic with a peer suffers, if it does.
+fn cause(
+    snapshot: &Snapshot,
+    node: &PlannedNode,
+    status: &PeerStatus,
+    paths: &BTreeMap<PublicKey, PeerPath>,
+) -> Option<DegradedCause> {
+    let endpoint = status.endpoint.unwrap_or(status.published_endpoint);
+    let way = snapshot.underlay.troubles.get(&endpoint.ip());
+    let path = paths.get(&status.public_key);
+    DegradedCause::judge(way, path).or_else(|| too_narrow(snapshot, node, endpoint, path))
+}
+
+/// Whether a way is narrower than the smallest packet that the tunnel can do with.
+fn too_narrow(
+    snapshot: &Snapshot,
+    node: &PlannedNode,
+    endpoint: SocketAddr,
+    path: Option<&PeerPath>,
+) -> Option<DegradedCause> {
+    let ours = snapshot.underlay.path_mtu.get(&endpoint.ip()).copied();
+    let proven = path.and_then(|path| path.path_mtu_bytes);
+    let path_mtu_bytes = ours
+        .into_iter()
+        .chain(node.record.mtu)
+        .chain(proven)
+        .min()?;
+    let needed_bytes = mtu::needed(endpoint.ip());
+    (path_mtu_bytes < needed_bytes).then_some(DegradedCause::PathMtu {
+        path_mtu_bytes,
+        needed_bytes,
+    })
 }
 
 /// Why the node is not ready for pods; nothing when it is.
@@ -114,5 +177,6 @@ fn peer(
         rx_bytes: in_tunnel.map_or(0, |peer| peer.rx_bytes),
         tx_bytes: in_tunnel.map_or(0, |peer| peer.tx_bytes),
         notice: None,
+        degraded: None,
     }
 }

@@ -11,11 +11,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
+use warren_core::status::AgentStatus;
 
 use crate::config::Config;
 use crate::dataplane::UapiDataPlane;
 use crate::snapshot::Snapshot;
-use crate::status;
+use crate::status::{self, TunnelView};
+use crate::tunnel_socket::{TunnelReport, TunnelSocket};
 
 const SOCKET_MODE: u32 = 0o660;
 /// How long a reader may take.
@@ -32,6 +34,8 @@ pub struct Source {
     pub snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     /// The device, to be asked for its counters as they are now.
     pub tunnel: UapiDataPlane,
+    /// The tunnel's own socket, for what UAPI has no words for.
+    pub tunnel_socket: TunnelSocket,
 }
 
 impl Source {
@@ -40,18 +44,18 @@ impl Source {
         self.snapshots.borrow().clone()
     }
 
-    /// The status now; waits for the first snapshot.
-    pub async fn status(&self) -> Option<warren_core::status::AgentStatus> {
+    /// The status now, and what the tunnel's own socket tells; waits for the first snapshot.
+    pub async fn status(&self) -> Option<(AgentStatus, TunnelReport)> {
         let mut snapshots = self.snapshots.clone();
         let snapshot = snapshots.wait_for(Option::is_some).await.ok()?.clone()?;
-        let fresh = self.tunnel.get().await.ok();
-        let device = fresh.as_ref().or(snapshot.device.as_ref());
-        Some(status::build(
-            &self.config,
-            &snapshot,
-            device,
-            SystemTime::now(),
-        ))
+        let (fresh, report) = tokio::join!(self.tunnel.get(), self.tunnel_socket.report());
+        let fresh = fresh.ok();
+        let tunnel = TunnelView {
+            device: fresh.as_ref().or(snapshot.device.as_ref()),
+            paths: &report.paths,
+        };
+        let status = status::build(&self.config, &snapshot, &tunnel, SystemTime::now());
+        Some((status, report))
     }
 }
 
@@ -95,7 +99,7 @@ pub async fn serve(listener: UnixListener, source: Source) {
 }
 
 async fn answer(mut stream: UnixStream, source: Source) -> io::Result<()> {
-    let Some(status) = source.status().await else {
+    let Some((status, _)) = source.status().await else {
         return Ok(());
     };
     let mut text = serde_json::to_vec(&status)?;

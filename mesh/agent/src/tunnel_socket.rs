@@ -7,12 +7,16 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+use warren_core::peer_path::PeerPath;
+use warren_keyring::PublicKey;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Larger than any answer.
-const MAX_ANSWER: u64 = 64 * 1024;
+/// Larger than any answer: some 40,000 peers with something to tell of each.
+const MAX_ANSWER: u64 = 16 * 1024 * 1024;
 /// How the keys of drop counters start; what follows is the reason.
 const DROP_PREFIX: &str = "drop_";
+/// The key of the lines about peers.
+const PEER_KEY: &str = "peer";
 /// The most reasons that become metrics.
 const MAX_REASONS: usize = 100;
 
@@ -20,9 +24,18 @@ const MAX_REASONS: usize = 100;
 #[derive(Clone, Debug)]
 pub struct TunnelSocket(pub PathBuf);
 
+/// What the tunnel tells there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelReport {
+    /// Packets that it dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// The way to each peer of which there is something to tell.
+    pub paths: BTreeMap<PublicKey, PeerPath>,
+}
+
 impl TunnelSocket {
-    /// Packets that the tunnel dropped, by reason; nothing when it does not answer.
-    pub async fn drops(&self) -> BTreeMap<String, u64> {
+    /// What the tunnel tells; nothing when it does not answer.
+    pub async fn report(&self) -> TunnelReport {
         let read = async {
             let stream = UnixStream::connect(&self.0).await?;
             let mut text = String::new();
@@ -30,32 +43,53 @@ impl TunnelSocket {
             std::io::Result::Ok(text)
         };
         match timeout(TIMEOUT, read).await {
-            Ok(Ok(text)) => parse_drops(&text),
-            _ => BTreeMap::new(),
+            Ok(Ok(text)) => TunnelReport::parse(&text),
+            _ => TunnelReport::default(),
         }
     }
 }
 
-fn parse_drops(text: &str) -> BTreeMap<String, u64> {
-    let counters = text.lines().filter_map(|line| {
-        let (key, value) = line.split_once('=')?;
-        let reason = key.strip_prefix(DROP_PREFIX)?;
-        Some((reason.to_owned(), value.trim().parse().ok()?))
-    });
-    counters.take(MAX_REASONS).collect()
+impl TunnelReport {
+    fn parse(text: &str) -> Self {
+        let mut report = Self::default();
+        for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
+            if key == PEER_KEY {
+                match value.parse::<PeerPath>() {
+                    Ok(path) => drop(report.paths.insert(path.public_key, path)),
+                    Err(e) => tracing::debug!(error = %e, "the tunnel's status"),
+                }
+            } else if let Some(reason) = key.strip_prefix(DROP_PREFIX)
+                && let Ok(packets) = value.trim().parse()
+                && report.drops.len() < MAX_REASONS
+            {
+                report.drops.insert(reason.to_owned(), packets);
+            }
+        }
+        report
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use warren_keyring::PrivateKey;
 
     #[test]
     fn only_drop_counters_become_metrics() {
         let text = "version=1\ndrop_no_route=3\ndrop_replayed=0\ndrop_odd=x\nnonsense\n";
-        let drops = parse_drops(text);
+        let drops = TunnelReport::parse(text).drops;
         assert_eq!(
             drops.into_iter().collect::<Vec<_>>(),
             [("no_route".to_owned(), 3), ("replayed".to_owned(), 0),]
         );
+    }
+
+    #[test]
+    fn a_line_that_is_not_understood_costs_no_other() {
+        let key = PrivateKey::generate().unwrap().public_key();
+        let text = format!("peer=nonsense\npeer={key} unheard=2 new_fact=7\ndrop_no_route=3\n");
+        let report = TunnelReport::parse(&text);
+        assert_eq!(report.paths[&key].unheard.unwrap().handshakes, 2);
+        assert_eq!(report.drops.len(), 1);
     }
 }

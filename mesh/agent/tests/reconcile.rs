@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use warren_agent::config::{Config, load};
 use warren_agent::dataplane::{DataPlane, DataPlaneError, DeviceState};
@@ -15,11 +15,13 @@ use warren_agent::host::{Host, HostError, Underlay, UnderlayQuery};
 use warren_agent::reconcile::Reconciler;
 use warren_agent::registry::{NodeRegistry, OwnRecord, RegistryError, RegistryReport};
 use warren_agent::snapshot::Snapshot;
-use warren_agent::status;
+use warren_agent::status::{self, TunnelView};
 use warren_core::consts::annotation;
+use warren_core::degraded::WayTrouble;
 use warren_core::files::{NodeFile, SavedView};
+use warren_core::peer_path::{Initiating, PeerPath, Unanswered};
 use warren_core::state::{ObservedLink, RouteTarget};
-use warren_core::status::PeerState;
+use warren_core::status::{NodeState, PeerState};
 use warren_core::uapi::Peer;
 use warren_core::{Change, NodeUid, NodeView, ObservedState, RegistryEvent};
 use warren_keyring::{PrivateKey, PublicKey};
@@ -36,6 +38,7 @@ struct World {
     swallow: Option<fn(&Change) -> bool>,
     path_mtu: BTreeMap<IpAddr, u32>,
     no_default_route: bool,
+    way_troubles: BTreeMap<IpAddr, WayTrouble>,
     published: Vec<OwnRecord>,
 }
 
@@ -91,6 +94,8 @@ impl Host for Shared {
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             mtu_bytes: 1500,
             path_mtu: path_mtu.map(|(e, mtu)| (*e, *mtu)).collect(),
+            troubles: world.way_troubles.clone(),
+            down: BTreeSet::new(),
         })
     }
 
@@ -585,6 +590,15 @@ async fn a_tunnel_on_another_port_is_a_problem() {
     assert!(snapshot.problems.iter().any(|p| p.contains("port 51820")));
 }
 
+/// A tunnel that has nothing to tell of its peers' ways.
+fn tunnel(device: Option<&DeviceState>) -> TunnelView<'_> {
+    static NONE: BTreeMap<PublicKey, PeerPath> = BTreeMap::new();
+    TunnelView {
+        device,
+        paths: &NONE,
+    }
+}
+
 #[tokio::test]
 async fn the_status_has_peers_refusals_and_troubles() {
     let mut node = Node::new();
@@ -600,7 +614,7 @@ async fn the_status_has_peers_refusals_and_troubles() {
     let mut device = snapshot.device.clone().unwrap();
     device.peers[0].last_handshake = now.duration_since(SystemTime::UNIX_EPOCH).ok();
     let config = config(node.dir.path());
-    let status = status::build(&config, &snapshot, Some(&device), now);
+    let status = status::build(&config, &snapshot, &tunnel(Some(&device)), now);
     assert_eq!(
         (status.peers[0].node.as_str(), status.peers[0].state),
         ("node-2", PeerState::Up)
@@ -608,13 +622,81 @@ async fn the_status_has_peers_refusals_and_troubles() {
     assert_eq!(status.peers[0].handshake_age_seconds, Some(0));
     assert!(status.rejected[0].waiting && status.rejected[0].reason == "NoPublicKey");
     assert!(!status.registry.ok && status.registry.detail == trouble);
-    let gone = status::build(&config, &snapshot, None, now);
+    let gone = status::build(&config, &snapshot, &tunnel(None), now);
     assert_eq!(gone.peers[0].state, PeerState::Unknown);
     let text = serde_json::to_string(&status).unwrap();
     assert_eq!(
         serde_json::from_str::<warren_core::status::AgentStatus>(&text).unwrap(),
         status
     );
+}
+
+#[tokio::test]
+async fn a_degraded_peer_is_told_with_its_cause_and_no_longer_than_it_lasts() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (view, key) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view]));
+    let snapshot = node.reconcile().await;
+    let config = config(node.dir.path());
+    let seconds = Duration::from_secs;
+    let path = PeerPath {
+        unanswered: Some(Unanswered {
+            first: seconds(17),
+            last: seconds(1),
+        }),
+        initiating: Some(Initiating {
+            initiations: 1,
+            first: seconds(2),
+        }),
+        ..PeerPath::new(key)
+    };
+    let paths = BTreeMap::from([(key, path)]);
+    let view = TunnelView {
+        device: snapshot.device.as_ref(),
+        paths: &paths,
+    };
+    let status = status::build(&config, &snapshot, &view, SystemTime::now());
+    assert_eq!(status.peers[0].state, PeerState::Degraded);
+    let cause = status.peers[0].degraded.as_ref().unwrap();
+    assert!(
+        cause.reason == "no-answer" && cause.message.contains("17 s"),
+        "{cause:?}"
+    );
+    assert_eq!(status.state, NodeState::Degraded);
+    let text = warren_agent::metrics::encode(&status, &snapshot.stats, &BTreeMap::new()).unwrap();
+    for line in [
+        "warren_degraded_peers{reason=\"no-answer\"} 1",
+        "warren_peers{state=\"degraded\"} 1",
+        "warren_degraded 1",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+    }
+    let view = tunnel(snapshot.device.as_ref());
+    let status = status::build(&config, &snapshot, &view, SystemTime::now());
+    assert_eq!(status.peers[0].degraded, None);
+    assert_eq!(status.state, NodeState::Ok);
+
+    // A cable that is out: told at once, and nothing of the mesh is taken back.
+    let endpoint = status.peers[0].published_endpoint.ip();
+    let device = "eth0".to_owned();
+    node.shared
+        .world()
+        .way_troubles
+        .insert(endpoint, WayTrouble::LinkDown { device });
+    node.shared.world().no_default_route = true;
+    let published = node.shared.world().published.len();
+    let snapshot = node.reconcile().await;
+    let view = tunnel(snapshot.device.as_ref());
+    let status = status::build(&config, &snapshot, &view, SystemTime::now());
+    assert_eq!(
+        status.peers[0].degraded.as_ref().unwrap().reason,
+        "link-down"
+    );
+    assert!(!status.endpoints.is_empty());
+    let world = node.shared.world();
+    let later = &world.published[published..];
+    assert!(later.iter().all(|own| !own.endpoints.is_empty()));
 }
 
 #[tokio::test]
@@ -627,7 +709,12 @@ async fn the_metrics_have_the_exporters_names_and_labels() {
     let mut device = snapshot.device.clone().unwrap();
     device.peers[0].tx_bytes = 77;
     let config = config(node.dir.path());
-    let status = status::build(&config, &snapshot, Some(&device), SystemTime::now());
+    let status = status::build(
+        &config,
+        &snapshot,
+        &tunnel(Some(&device)),
+        SystemTime::now(),
+    );
     let drops = BTreeMap::from([("no_route".to_owned(), 3)]);
     let text = warren_agent::metrics::encode(&status, &snapshot.stats, &drops).unwrap();
     let labels = format!("{{interface=\"warren0\",public_key=\"{key}\",friendly_name=\"node-2\"}}");
@@ -637,6 +724,8 @@ async fn the_metrics_have_the_exporters_names_and_labels() {
         format!("wireguard_latest_handshake_seconds{labels} 0"),
         "warren_protected 1".into(),
         "warren_peers{state=\"connecting\"} 1".into(),
+        format!("warren_peer_degraded{labels} 0"),
+        "warren_degraded_peers{reason=\"no-answer\"} 0".into(),
         "warren_tunnel_drops_total{reason=\"no_route\"} 3".into(),
         "warren_reconciles_total 1".into(),
     ] {

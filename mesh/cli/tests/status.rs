@@ -3,10 +3,13 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Manner, Server, Sockets, full_device, good_status, reject};
 use warren_cli::json::indent;
 use warren_cli::status::{is_well, page};
-use warren_core::status::{AgentStatus, Health, PeerState};
+use warren_core::degraded::DegradedCause;
+use warren_core::status::{AgentStatus, DegradedStatus, Health, PeerState};
 
 fn troubled_status() -> AgentStatus {
     let mut status = good_status();
@@ -56,6 +59,7 @@ fn good_node_is_a_header_and_a_table_by_name() {
         page(&good_status()),
         "\
 node        node1
+state       ok
 key         ERERERERERERERERERERERERERERERERERERERERERE=
 endpoints   192.0.2.1:51871, [2001:db8::1]:51871
 podCIDRs    10.244.1.0/24, fd00:1::/64
@@ -79,6 +83,7 @@ node3  connecting  never      ([2001:db8::3]:51871)       148 B       0 B  10.24
 fn troubled_node_says_what_is_wrong_and_who_is_refused() {
     assert_eq!(page(&troubled_status()), "\
 node        node1
+state       FAILED: pods are not protected (and 4 more)
 key         not known yet
 endpoints   192.0.2.1:51871, [2001:db8::1]:51871
 podCIDRs    10.244.1.0/24, fd00:1::/64
@@ -106,6 +111,39 @@ notices
   node3: its address 192.0.2.2 is node2's already
 ");
     assert!(!is_well(&troubled_status()));
+}
+
+#[test]
+fn degraded_peer_is_in_the_top_line_and_has_its_cause_below() {
+    let mut status = good_status();
+    let cause = DegradedCause::NoAnswer {
+        silent: Duration::from_secs(17),
+        initiations: 1,
+    };
+    for peer in &mut status.peers {
+        peer.state = PeerState::Degraded;
+        peer.degraded = Some(DegradedStatus::from(&cause));
+    }
+    let page = page(&status);
+    let told = "nothing received from it for 17 s";
+    assert!(page.contains(&format!("\nstate       degraded: node3: {told}")));
+    assert!(page.contains(" (and 1 more)\n"));
+    assert!(
+        page.contains(&format!("\ndegraded peers\n  node3: {told}")),
+        "{page}"
+    );
+    assert!(page.contains(" (no-answer)\n") && page.contains("\nnode2  degraded  "));
+    assert!(!is_well(&status));
+    for peer in &mut status.peers {
+        peer.degraded = None;
+    }
+    let device = "eth0".to_owned();
+    status.degraded = vec![DegradedStatus::from(&DegradedCause::LinkDown { device })];
+    assert!(top_line(&status).ends_with("device eth0 is down or has no carrier"));
+}
+
+fn top_line(status: &AgentStatus) -> String {
+    page(status).lines().nth(1).unwrap().to_owned()
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! Job: believe or refuse nodes ([`node`], [`reject`]), plan this node's network from them
 //! ([`mod@plan`], [`planner`]), tell what must change ([`state`], [`mod@diff`]), find the owner of an
-//! address ([`allowed_ips`]), and read and write the texts that the programs exchange ([`uapi`],
-//! [`status`], [`files`]).
+//! address ([`allowed_ips`]), read and write the texts that the programs exchange ([`uapi`],
+//! [`status`], [`files`], [`peer_path`]), and say why a pair of nodes suffers ([`degraded`]).
 //!
 //! It refuses to do I/O, to read a clock, or to know of tokio, Kubernetes or netlink: time and
 //! input are handed in, so that the real loops, the tests and a simulator drive the same code.
@@ -19,11 +19,13 @@
 pub mod allowed_ips;
 mod conflict;
 pub mod consts;
+pub mod degraded;
 pub mod diff;
 pub mod endpoint;
 pub mod files;
 pub mod mtu;
 pub mod node;
+pub mod peer_path;
 pub mod plan;
 pub mod planner;
 pub mod reject;

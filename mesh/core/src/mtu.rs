@@ -25,6 +25,17 @@ pub fn inner_mtu(underlay_mtu_bytes: u32, endpoint: IpAddr) -> u32 {
         .max(MIN_MTU)
 }
 
+/// The outer packet in bytes that carries the smallest inner MTU to `endpoint`: on a narrower
+/// underlay it leaves in fragments.
+pub fn needed(endpoint: IpAddr) -> u32 {
+    MIN_MTU
+        + if endpoint.is_ipv4() {
+            OVERHEAD_V4
+        } else {
+            OVERHEAD_V6
+        }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use warren_keyring::PublicKey;
 
+use crate::degraded::DegradedCause;
+
 /// One document on the agent's socket.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentStatus {
@@ -14,6 +16,12 @@ pub struct AgentStatus {
     pub version: String,
     /// This node's name.
     pub node: String,
+    /// How the node is as a whole; [`AgentStatus::judge`].
+    #[serde(default)]
+    pub state: NodeState,
+    /// What all its peers suffer from.
+    #[serde(default)]
+    pub degraded: Vec<DegradedStatus>,
     /// This node's key; absent until the tunnel has answered once.
     pub public_key: Option<PublicKey>,
     /// Name of the tunnel's interface.
@@ -39,6 +47,57 @@ pub struct AgentStatus {
     /// Packets that the filter dropped, by rule.
     #[serde(default)]
     pub filter_drops: BTreeMap<String, u64>,
+}
+
+/// How a node is as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Nothing needs a person's attention.
+    #[default]
+    Ok,
+    /// Something suffers; pods are protected and traffic goes as far as it can.
+    Degraded,
+    /// Pods are not protected, or nothing goes to other nodes.
+    Failed,
+}
+
+/// Why traffic suffers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DegradedStatus {
+    /// A stable word for the cause, of [`DegradedCause::REASONS`].
+    pub reason: String,
+    /// The cause for people.
+    pub message: String,
+}
+
+impl From<&DegradedCause> for DegradedStatus {
+    fn from(cause: &DegradedCause) -> Self {
+        Self {
+            reason: cause.reason().to_owned(),
+            message: cause.to_string(),
+        }
+    }
+}
+
+impl AgentStatus {
+    /// Judges the node by everything else that is told here. A peer that is refused or idle is no
+    /// trouble of this node.
+    pub fn judge(&self) -> NodeState {
+        if !self.protected || !self.tunnel.ok {
+            return NodeState::Failed;
+        }
+        let well = self.registry.ok
+            && self.synced
+            && self.problems.is_empty()
+            && self.degraded.is_empty()
+            && self.peers.iter().all(|peer| peer.degraded.is_none());
+        if well {
+            NodeState::Ok
+        } else {
+            NodeState::Degraded
+        }
+    }
 }
 
 /// Whether something works, and if not, why.
@@ -79,9 +138,12 @@ pub struct PeerStatus {
     pub tx_bytes: u64,
     /// A claim of it that was not granted.
     pub notice: Option<String>,
+    /// Why traffic with it suffers, when its state is degraded.
+    #[serde(default)]
+    pub degraded: Option<DegradedStatus>,
 }
 
-/// How a peer is, judged by its handshake alone: no heartbeats.
+/// How a peer is, judged by its handshake and by what traffic shows: no heartbeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PeerState {
@@ -91,11 +153,22 @@ pub enum PeerState {
     Idle,
     /// No handshake yet.
     Connecting,
+    /// Traffic with it suffers; [`PeerStatus::degraded`] tells why.
+    Degraded,
     /// The tunnel does not have it, or does not answer.
     Unknown,
 }
 
 impl PeerState {
+    /// Every state.
+    pub const ALL: [Self; 5] = [
+        Self::Up,
+        Self::Idle,
+        Self::Connecting,
+        Self::Degraded,
+        Self::Unknown,
+    ];
+
     /// Judges a peer by the age of its newest handshake.
     pub fn of_handshake_age(age_seconds: Option<u64>) -> Self {
         /// Reject-After-Time (WireGuard paper, section 6.1).
@@ -113,6 +186,7 @@ impl PeerState {
             Self::Up => "up",
             Self::Idle => "idle",
             Self::Connecting => "connecting",
+            Self::Degraded => "degraded",
             Self::Unknown => "unknown",
         }
     }

@@ -9,6 +9,7 @@ use crate::drops::{DropReason, Drops};
 use crate::inner::padded_len;
 use crate::outbox::Outbox;
 use crate::outcome::{Opened, Sealed};
+use crate::path_notes::DropNotes;
 use crate::queue::{QueueBudget, WaitingQueue};
 use crate::session::{Session, room_for};
 use crate::time::Now;
@@ -51,6 +52,8 @@ pub(crate) struct Peer {
     pub(crate) initiation_at: Option<Instant>,
     /// It is in the device's list of handshakes to begin.
     pub(crate) start_pending: bool,
+    /// Authentic packets of it that were dropped lately.
+    pub(crate) dropped: Option<Box<DropNotes>>,
 }
 
 impl Peer {
@@ -71,6 +74,7 @@ impl Peer {
             path_asked_at: None,
             initiation_at: None,
             start_pending: false,
+            dropped: None,
         }
     }
 

@@ -14,6 +14,7 @@
 use std::time::{Duration, Instant};
 
 use crate::key_pairs::REJECT_AFTER;
+use crate::path_notes::PathNotes;
 use crate::random::Random;
 
 /// Rekey-After-Time.
@@ -71,6 +72,8 @@ pub(crate) struct Schedule {
     persistent_at: Option<Instant>,
     erase_at: Option<Instant>,
     random: Random,
+    /// What these messages say of the way to the peer.
+    notes: PathNotes,
 }
 
 impl Schedule {
@@ -85,6 +88,7 @@ impl Schedule {
             persistent_at: None,
             erase_at: None,
             random,
+            notes: PathNotes::default(),
         }
     }
 
@@ -137,6 +141,11 @@ impl Schedule {
         Some(retry_at.unwrap_or(sent_at + REKEY_TIMEOUT))
     }
 
+    /// What was asked of the peer and what came back.
+    pub(crate) fn notes(&self) -> &PathNotes {
+        &self.notes
+    }
+
     pub(crate) fn in_attempt(&self) -> bool {
         self.attempt.is_some()
     }
@@ -161,6 +170,7 @@ impl Schedule {
         self.handshake_sent_at = Some(now);
         self.handshake_at = None;
         self.erase_at.get_or_insert(now + ERASE_AFTER);
+        self.notes.note_initiation(now);
         self.note_sent(now);
     }
 
@@ -172,6 +182,7 @@ impl Schedule {
         }
         self.handshake_sent_at = Some(now);
         self.note_key_pair(now);
+        self.notes.note_response(now);
         self.note_sent(now);
     }
 
@@ -180,8 +191,9 @@ impl Schedule {
     }
 
     /// Both sides have keys.
-    pub(crate) fn note_completed(&mut self) {
+    pub(crate) fn note_completed(&mut self, now: Instant) {
         self.attempt = None;
+        self.notes.note_completed(now);
     }
 
     pub(crate) fn note_given_up(&mut self) {
@@ -201,6 +213,7 @@ impl Schedule {
             let jitter = self.jitter();
             self.handshake_at = Some(now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + jitter);
         }
+        self.notes.note_asked(now);
         self.note_sent(now);
     }
 
@@ -225,6 +238,7 @@ impl Schedule {
     #[inline]
     pub(crate) fn note_received(&mut self, now: Instant) {
         self.handshake_at = None;
+        self.notes.note_received();
         self.note_traversal(now);
     }
 

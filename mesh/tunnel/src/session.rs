@@ -50,6 +50,7 @@ use crate::message::{
     is_initiation, sender_index,
 };
 use crate::outcome::{Admission, Opened, OpenedKind, Sealed, Ticked};
+use crate::path_notes::PathNotes;
 use crate::random::Random;
 use crate::schedule::{Due, REKEY_AFTER, REKEY_AFTER_RECEIVING, Schedule};
 use crate::wiped::{WipedBox, wipe_stack};
@@ -231,6 +232,11 @@ impl Session {
             return own.into_iter().chain([handshake]).min();
         }
         own
+    }
+
+    /// What was asked of the peer and what came back.
+    pub(crate) fn notes(&self) -> &PathNotes {
+        self.schedule.notes()
     }
 
     /// Does the next thing that is due.
@@ -444,7 +450,7 @@ impl Session {
         self.note_key_pair(now, receiver, Some(REKEY_AFTER + apart));
         self.ring.promote(receiver);
         self.schedule.note_key_pair(now);
-        self.schedule.note_completed();
+        self.schedule.note_completed(now);
         self.schedule.note_received(now);
         self.schedule.note_sent(now);
         Ok(len)
@@ -497,7 +503,7 @@ impl Session {
         };
         let completed = self.ring.heard(receiver);
         if completed {
-            self.schedule.note_completed();
+            self.schedule.note_completed(now);
         }
         // Of an older pair's stragglers nothing follows.
         self.rekey_due |= ending

@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use warren_core::peer_path::PeerPath;
 use warren_core::uapi::{SetRequest, errno};
 use warren_keyring::PublicKey;
 
@@ -22,7 +23,7 @@ use crate::engine::{ApplyError, Counters, Engine, MAX_PACKET};
 use crate::outbox::Outbox;
 use crate::time::Now;
 use crate::tun::{Tun, TunError};
-use crate::udp::{BATCH, ReceiveArena, Udp, UdpCounters, UdpError, path_mtu, send};
+use crate::udp::{BATCH, ReceiveArena, Udp, UdpBook, UdpCounters, UdpError, path_mtu, send};
 
 /// The MTU of a new TUN device in bytes, until the agent sets the underlay's.
 pub const NEW_TUN_MTU: u32 = 1420;
@@ -72,6 +73,8 @@ pub struct ShardStatus {
     pub udp: UdpCounters,
     /// Packets that the TUN did not take, and failed reads of it.
     pub tun_errors: u64,
+    /// The way to each peer of which there is something to tell.
+    pub peer_paths: Vec<PeerPath>,
 }
 
 /// What a shard is made of.
@@ -106,7 +109,7 @@ pub struct Shard {
     out: Outbox,
     received: ReceiveArena,
     packet: Box<[u8]>,
-    udp_counters: UdpCounters,
+    udp_book: UdpBook,
     tun_errors: u64,
 }
 
@@ -147,7 +150,7 @@ impl Shard {
             out: Outbox::new(),
             received: ReceiveArena::new(),
             packet: vec![0; MAX_PACKET + 1].into(),
-            udp_counters: UdpCounters::default(),
+            udp_book: UdpBook::default(),
             tun_errors: 0,
         })
     }
@@ -229,13 +232,13 @@ impl Shard {
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
                 ) => {}
             // An ICMP error that is told here is about one datagram sent earlier.
-            Err(_) => self.udp_counters.receive_errors += 1,
+            Err(_) => self.udp_book.counters.receive_errors += 1,
         }
         self.flush();
     }
 
     fn flush(&mut self) {
-        send(&self.udp, &self.out, &mut self.udp_counters);
+        send(&self.udp, &self.out, &mut self.udp_book);
         for packet in self.out.packets() {
             let written = match &mut self.tun {
                 Some(tun) => tun.write(packet),
@@ -313,6 +316,8 @@ impl Shard {
     }
 
     fn status(&self) -> ShardStatus {
+        // Errors of sending are younger than the round's own time.
+        let now = Instant::now();
         ShardStatus {
             public_key: self.engine.public_key(),
             listen_port: self.udp.port(),
@@ -321,8 +326,11 @@ impl Shard {
             waiting_bytes: self.engine.waiting_bytes(),
             newest_stamp: self.engine.newest_stamp(),
             counters: self.engine.counters().clone(),
-            udp: self.udp_counters,
+            udp: self.udp_book.counters,
             tun_errors: self.tun_errors,
+            peer_paths: self.engine.peer_paths(now, |endpoint, path| {
+                path.send_failure = self.udp_book.failures.report(&endpoint, now);
+            }),
         }
     }
 

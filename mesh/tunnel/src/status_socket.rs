@@ -15,6 +15,7 @@
 //! | `handshakes`, `roamed` | handshakes completed; endpoints that followed their peer |
 //! | `queue_bytes` | packets that wait for handshakes, all peers together |
 //! | `drop_<reason>` | dropped packets, a line for every [`DropReason`](crate::DropReason) |
+//! | `peer` | the way to a peer of which there is something to tell, a line for each: [`warren_core::peer_path`] |
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -91,6 +92,9 @@ pub fn render(status: &ShardStatus, interface: &str, uptime: Duration) -> String
     for (reason, packets) in counters.drops.iter() {
         line(&format!("drop_{}", reason.as_str()), &packets);
     }
+    for path in &status.peer_paths {
+        line("peer", path);
+    }
     text
 }
 
@@ -98,9 +102,17 @@ pub fn render(status: &ShardStatus, interface: &str, uptime: Duration) -> String
 mod tests {
     use super::*;
     use crate::{Counters, DropReason};
+    use warren_core::peer_path::{PeerPath, Unheard};
+    use warren_keyring::PrivateKey;
 
     #[test]
     fn every_drop_reason_has_a_line_and_every_line_a_value() {
+        let mut path = PeerPath::new(PrivateKey::generate().unwrap().public_key());
+        path.unheard = Some(Unheard {
+            handshakes: 2,
+            first: Duration::from_millis(6001),
+            last: Duration::from_millis(1001),
+        });
         let status = ShardStatus {
             newest_stamp: std::time::Duration::ZERO,
             public_key: None,
@@ -111,6 +123,7 @@ mod tests {
             counters: Counters::default(),
             udp: Default::default(),
             tun_errors: 0,
+            peer_paths: vec![path.clone()],
         };
         let text = render(&status, "warren0", Duration::from_secs(90));
         assert!(
@@ -119,6 +132,8 @@ mod tests {
         );
         assert!(text.contains("\nuptime_seconds=90\n"));
         assert!(text.contains("\nqueue_bytes=7\n"));
+        let told = text.lines().find_map(|line| line.strip_prefix("peer="));
+        assert_eq!(told.unwrap().parse::<PeerPath>().unwrap(), path);
         for reason in DropReason::ALL {
             assert!(text.contains(&format!("\ndrop_{}=0\n", reason.as_str())));
         }

@@ -6,8 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use warren_core::peer_path::SendFailure;
 
 use crate::outbox::Outbox;
+use crate::send_failures::{SendFailures, cause_of};
 use crate::sys::{check, int_option, set_int_option, wait_writable};
 
 /// The datagrams of one system call.
@@ -41,6 +43,15 @@ pub enum UdpError {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+/// What the sockets have counted, and the endpoints that fail now.
+#[derive(Debug, Default)]
+pub struct UdpBook {
+    /// The counters.
+    pub counters: UdpCounters,
+    /// The endpoints that the kernel takes no datagrams for.
+    pub failures: SendFailures,
 }
 
 /// What the sockets have counted.
@@ -325,18 +336,19 @@ fn socket_address(storage: &SockAddrStorage) -> Option<SocketAddr> {
 }
 
 /// Sends what is in the outbox for the network; what cannot be sent is counted and passed over.
-pub(crate) fn send(udp: &Udp, out: &Outbox, counters: &mut UdpCounters) {
+pub(crate) fn send(udp: &Udp, out: &Outbox, book: &mut UdpBook) {
     let mut batch = SendBatch::default();
     for (endpoint, datagram) in out.datagrams() {
         let socket = if endpoint.is_ipv4() { &udp.v4 } else { &udp.v6 };
         let Some(socket) = socket else {
-            counters.send_errors += 1;
-            counters.send_unreachable += 1;
+            book.counters.send_errors += 1;
+            book.counters.send_unreachable += 1;
+            book.failures.note(endpoint, SendFailure::NoFamily);
             continue;
         };
         let descriptor = socket.as_raw_fd();
         if batch.descriptor != descriptor || batch.items.len() == BATCH {
-            batch.flush(counters);
+            batch.flush(book);
             batch.descriptor = descriptor;
         }
         let same = batch.items.last().map_or(0, |(_, n)| *n);
@@ -349,7 +361,7 @@ pub(crate) fn send(udp: &Udp, out: &Outbox, counters: &mut UdpCounters) {
             }
         }
     }
-    batch.flush(counters);
+    batch.flush(book);
 }
 
 #[derive(Default)]
@@ -360,7 +372,7 @@ struct SendBatch<'a> {
 }
 
 impl SendBatch<'_> {
-    fn flush(&mut self, counters: &mut UdpCounters) {
+    fn flush(&mut self, book: &mut UdpBook) {
         let count = self.items.len();
         // SAFETY: plain data, for which all zero is a value.
         let mut messages: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
@@ -392,7 +404,15 @@ impl SendBatch<'_> {
                 )
             });
             match result {
-                Ok(now) => sent += now as usize,
+                Ok(now) => {
+                    let done = sent..sent + now as usize;
+                    if !book.failures.is_empty() {
+                        for (_, address) in &self.items[done.clone()] {
+                            book.failures.note_sent(&self.addresses[*address].0);
+                        }
+                    }
+                    sent = done.end;
+                }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
                     Some(libc::EAGAIN) if !waited => {
@@ -401,7 +421,11 @@ impl SendBatch<'_> {
                     }
                     code => {
                         // Of the first of the rest; the others are tried.
-                        counters.count_send_error(code);
+                        book.counters.count_send_error(code);
+                        if let Some(cause) = cause_of(code) {
+                            let endpoint = self.addresses[self.items[sent].1].0;
+                            book.failures.note(endpoint, cause);
+                        }
                         sent += 1;
                     }
                 },

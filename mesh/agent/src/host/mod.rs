@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use thiserror::Error;
+use warren_core::degraded::WayTrouble;
 use warren_core::state::{RouteKey, RouteTarget};
 use warren_core::{Change, ObservedState};
 use warren_netlink::{Netlink, NetlinkError, Route, Rule};
@@ -61,6 +62,26 @@ pub struct Underlay {
     pub mtu_bytes: u32,
     /// The MTU in bytes of the way to each endpoint that there is a route to.
     pub path_mtu: BTreeMap<IpAddr, u32>,
+    /// The endpoints that cannot be reached now, and why.
+    pub troubles: BTreeMap<IpAddr, WayTrouble>,
+    /// The devices of the default routes that are down.
+    pub down: BTreeSet<String>,
+}
+
+impl Underlay {
+    /// Fills what a network that is down does not tell from what it told last: a cable that is out
+    /// takes neither this node nor its peers out of the mesh, and changes no MTU.
+    pub fn hold(&mut self, last: &Self) {
+        if self.addresses.is_empty() && !last.addresses.is_empty() {
+            self.addresses.clone_from(&last.addresses);
+            self.mtu_bytes = last.mtu_bytes;
+        }
+        for (endpoint, mtu_bytes) in &last.path_mtu {
+            if self.troubles.contains_key(endpoint) {
+                self.path_mtu.entry(*endpoint).or_insert(*mtu_bytes);
+            }
+        }
+    }
 }
 
 /// What the reconcile needs of the node's kernel.

@@ -1,8 +1,9 @@
 //! The network below the tunnel: this node's addresses, and how large its packets may be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use warren_core::degraded::WayTrouble;
 use warren_core::endpoint::unusable;
 use warren_core::mtu::DEFAULT_UNDERLAY_MTU;
 use warren_netlink::{Link, Netlink, NetlinkError, RouteLookup, RouteLookupOptions};
@@ -38,22 +39,33 @@ pub(super) async fn read(
         }
         Some(way.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)))
     };
+    let down_of = |way: &RouteLookup| {
+        let link = links.get(&way.oif)?;
+        (!(link.up && link.carrier)).then(|| link.name.clone())
+    };
     let mut addresses = Vec::new();
+    let mut down = BTreeSet::new();
     let mut smallest = None::<u32>;
     for outside in OUTSIDE {
         let Some(way) = lookup(netlink, outside).await? else {
             continue;
         };
         let Some(mtu) = mtu_of(&way) else { continue };
+        down.extend(down_of(&way));
         smallest = Some(smallest.map_or(mtu, |least| least.min(mtu)));
         addresses.extend(way.prefsrc.filter(|address| unusable(*address).is_none()));
     }
-    let mut path_mtu = BTreeMap::new();
+    let (mut path_mtu, mut troubles) = (BTreeMap::new(), BTreeMap::new());
     for endpoint in &query.endpoints {
         let way = lookup(netlink, *endpoint).await?;
         if let Some(mtu) = way.as_ref().and_then(mtu_of) {
             path_mtu.insert(*endpoint, mtu);
         }
+        let trouble = match &way {
+            None => Some(WayTrouble::NoRoute),
+            Some(way) => down_of(way).map(|device| WayTrouble::LinkDown { device }),
+        };
+        troubles.extend(trouble.map(|trouble| (*endpoint, trouble)));
     }
     let nearest = path_mtu.values().copied().min();
     let mtu_bytes = smallest.or(nearest).unwrap_or(DEFAULT_UNDERLAY_MTU);
@@ -61,6 +73,8 @@ pub(super) async fn read(
         addresses,
         mtu_bytes,
         path_mtu,
+        troubles,
+        down,
     })
 }
 

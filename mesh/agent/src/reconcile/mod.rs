@@ -197,7 +197,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         if let Some(key) = device.as_ref().ok().and_then(|device| device.public_key) {
             self.take_key(key);
         }
-        let identity = self.look_around(&mut pass).await;
+        let identity = self.look_around(device.as_ref().ok(), &mut pass).await;
         let removals = self.make_plan(&identity).await;
         let (observed, device) = self.converge(device.ok(), removals, &mut pass).await;
         let protected = observed
@@ -226,22 +226,28 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
     }
 
     /// Reads the underlay; what was read last holds when it cannot be.
-    async fn look_around(&mut self, pass: &mut Pass) -> Identity {
+    async fn look_around(&mut self, device: Option<&DeviceState>, pass: &mut Pass) -> Identity {
         let planned = self.plan.accepted.values();
-        let endpoints: BTreeSet<IpAddr> = planned.map(|node| node.endpoint.ip()).collect();
+        let mut endpoints: BTreeSet<IpAddr> = planned.map(|node| node.endpoint.ip()).collect();
+        // A peer behind a NAT router is somewhere else than it publishes.
+        let learned = device.into_iter().flat_map(|device| &device.peers);
+        endpoints.extend(learned.filter_map(|peer| peer.endpoint).map(|e| e.ip()));
         let read = self.host.underlay(&UnderlayQuery { endpoints }).await;
-        if let Some(underlay) = pass.note(read) {
+        if let Some(mut underlay) = pass.note(read) {
+            let found_out = self.config.node_addresses.is_empty() && self.config.endpoint.is_none();
+            if found_out && underlay.addresses.is_empty() {
+                let problem = "no address of this node found: there is no default route; set \
+                               node-addresses";
+                pass.problems.push(problem.into());
+            }
+            if let Some(last) = &self.underlay {
+                underlay.hold(last);
+            }
             self.planner.handle_path_mtu(underlay.path_mtu.clone());
             self.underlay = Some(underlay);
         }
         let underlay = self.underlay.clone().unwrap_or_else(unknown_underlay);
-        let identity = Identity::new(&self.config, self.uid.clone(), &underlay);
-        if identity.endpoints.is_empty() {
-            let problem = "no address of this node found: there is no default route; set \
-                           node-addresses";
-            pass.problems.push(problem.into());
-        }
-        identity
+        Identity::new(&self.config, self.uid.clone(), &underlay)
     }
 
     async fn make_plan(&mut self, identity: &Identity) -> Removals {
@@ -284,7 +290,10 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             return;
         }
         // An error here was one of `look_around` a moment ago, and will be again.
-        if let Ok(underlay) = self.host.underlay(&UnderlayQuery { endpoints }).await {
+        if let Ok(mut underlay) = self.host.underlay(&UnderlayQuery { endpoints }).await {
+            if let Some(last) = &self.underlay {
+                underlay.hold(last);
+            }
             self.planner.handle_path_mtu(underlay.path_mtu.clone());
             self.underlay = Some(underlay);
             if self.planner.is_dirty() {
@@ -350,6 +359,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             plan: self.plan.clone(),
             device,
             filter_drops: self.host.filter_drops(),
+            underlay: self.underlay.clone().unwrap_or_else(unknown_underlay),
             stats: self.stats,
         }
     }
@@ -383,10 +393,11 @@ fn tunnel_health(device: Option<&DeviceState>) -> Health {
 
 /// What is assumed until the underlay could be read once.
 fn unknown_underlay() -> Underlay {
-    let (addresses, path_mtu) = (Vec::new(), BTreeMap::new());
     Underlay {
-        addresses,
+        addresses: Vec::new(),
         mtu_bytes: DEFAULT_UNDERLAY_MTU,
-        path_mtu,
+        path_mtu: BTreeMap::new(),
+        troubles: BTreeMap::new(),
+        down: BTreeSet::new(),
     }
 }

@@ -3,19 +3,15 @@
 use std::fmt::{Display, Write as _};
 
 use comfy_table::{CellAlignment, Table, presets};
-use warren_core::status::{AgentStatus, Health, PeerState, PeerStatus, RejectStatus};
+use warren_core::status::{AgentStatus, Health, NodeState, PeerState, PeerStatus, RejectStatus};
 
 use crate::text::{self, Style, clean};
 
 /// Whether nothing needs a person's attention on this node: it is protected, the tunnel and the
-/// registry answer, all nodes are known, and nothing failed. A refused or idle peer is no trouble
-/// of this node.
+/// registry answer, all nodes are known, nothing failed, and traffic suffers with no peer. A
+/// refused or idle peer is no trouble of this node.
 pub fn is_well(status: &AgentStatus) -> bool {
-    status.protected
-        && status.tunnel.ok
-        && status.registry.ok
-        && status.synced
-        && status.problems.is_empty()
+    status.judge() == NodeState::Ok
 }
 
 /// Writes a status as a page of plain text.
@@ -23,6 +19,14 @@ pub fn page(status: &AgentStatus) -> String {
     let mut out = header(status);
     out.push('\n');
     out.push_str(&peers(&status.peers));
+    let degraded = status.peers.iter().filter_map(|peer| {
+        let cause = peer.degraded.as_ref()?;
+        Some(format!(
+            "{}: {} ({})",
+            peer.node, cause.message, cause.reason
+        ))
+    });
+    section(&mut out, "degraded peers", degraded);
     let (waiting, refused): (Vec<_>, Vec<_>) =
         status.rejected.iter().partition(|reject| reject.waiting);
     rejects(&mut out, "refused nodes", &refused);
@@ -46,6 +50,7 @@ fn header(status: &AgentStatus) -> String {
         let _ = writeln!(out, "{word:<10}  {}", clean(value));
     };
     line("node", &status.node);
+    line("state", &state(status));
     let key = status.public_key.map(|key| key.to_base64());
     line("key", key.as_deref().unwrap_or("not known yet"));
     let endpoints = status.endpoints.iter().copied().map(text::endpoint);
@@ -81,6 +86,44 @@ fn header(status: &AgentStatus) -> String {
         line(word, "none");
     }
     out
+}
+
+/// The state in a word, and the first cause of it where it is a bad one.
+fn state(status: &AgentStatus) -> String {
+    let word = match status.judge() {
+        NodeState::Ok => return "ok".to_owned(),
+        NodeState::Degraded => "degraded",
+        NodeState::Failed => "FAILED",
+    };
+    let causes = causes(status);
+    let first = causes.first().map_or("", String::as_str);
+    match causes.len() {
+        0 | 1 => format!("{word}: {first}"),
+        count => format!("{word}: {first} (and {} more)", count - 1),
+    }
+}
+
+/// All that makes a node less than well, the worst first.
+fn causes(status: &AgentStatus) -> Vec<String> {
+    let mut causes = Vec::new();
+    if !status.protected {
+        causes.push("pods are not protected".to_owned());
+    }
+    if !status.tunnel.ok {
+        causes.push(status.tunnel.detail.clone());
+    }
+    causes.extend(status.degraded.iter().map(|cause| cause.message.clone()));
+    causes.extend(status.peers.iter().filter_map(|peer| {
+        let cause = peer.degraded.as_ref()?;
+        Some(format!("{}: {}", peer.node, cause.message))
+    }));
+    if !status.registry.ok {
+        causes.push(format!("registry: {}", status.registry.detail));
+    } else if !status.synced {
+        causes.push("not all nodes are known yet".to_owned());
+    }
+    causes.extend(status.problems.iter().cloned());
+    causes
 }
 
 fn health(health: &Health) -> String {

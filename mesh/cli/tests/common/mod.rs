@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use warren_cli::text::Style;
 use warren_cli::{Cli, Environment, Outcome};
-use warren_core::status::{AgentStatus, Health, PeerState, PeerStatus, RejectStatus};
+use warren_core::status::{AgentStatus, Health, NodeState, PeerState, PeerStatus, RejectStatus};
 use warren_core::uapi::{Device, Peer, answer_errno};
 use warren_keyring::{PresharedKey, PrivateKey, PublicKey};
 
@@ -68,6 +68,8 @@ pub fn good_status() -> AgentStatus {
     AgentStatus {
         version: "0.1.0".to_owned(),
         node: "node1".to_owned(),
+        state: NodeState::Ok,
+        degraded: Vec::new(),
         public_key: Some(public_key(0x11)),
         interface: "warren0".to_owned(),
         endpoints: vec![
@@ -104,6 +106,7 @@ pub fn good_status() -> AgentStatus {
                 rx_bytes: 0,
                 tx_bytes: 148,
                 notice: None,
+                degraded: None,
             },
             PeerStatus {
                 node: "node2".to_owned(),
@@ -122,6 +125,7 @@ pub fn good_status() -> AgentStatus {
                 rx_bytes: 1536,
                 tx_bytes: 104_857_600,
                 notice: None,
+                degraded: None,
             },
         ],
         rejected: Vec::new(),

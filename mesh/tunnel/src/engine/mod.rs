@@ -2,6 +2,7 @@
 //! datagrams out. It has no sockets, files or clock of its own.
 
 mod config;
+mod report;
 mod timers;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -20,6 +21,7 @@ use crate::key_pairs::MessageLimits;
 use crate::message::{COOKIE_REPLY_LEN, Message};
 use crate::outbox::Outbox;
 use crate::outcome::{Admission, OpenedKind};
+use crate::path_notes::DropNotes;
 use crate::peer::{Context, Peer};
 use crate::queue::QueueBudget;
 use crate::random::Random;
@@ -277,10 +279,27 @@ impl Engine {
         self.counters.handshakes += u64::from(opened.completed);
         let len = match opened.kind {
             OpenedKind::Keepalive => return Ok(()),
-            OpenedKind::Malformed => return Err(DropReason::InnerMalformed),
-            OpenedKind::Packet(len) => len,
+            OpenedKind::Malformed => Err(DropReason::InnerMalformed),
+            OpenedKind::Packet(len) => self.accept_inner(id, out.packets.room(len)),
         };
-        let packet = out.packets.room(len);
+        match len {
+            Ok(len) => {
+                out.packets.commit(len, ());
+                self.counters.tun_tx_packets += 1;
+                Ok(())
+            }
+            Err(reason) => {
+                if let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) {
+                    DropNotes::note(&mut peer.dropped, now.monotonic, reason);
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    /// Checks an authentic packet of a peer and returns its length without padding.
+    #[inline]
+    fn accept_inner(&self, id: PeerId, packet: &[u8]) -> Result<usize, DropReason> {
         let header = InnerHeader::parse(packet).ok_or(DropReason::InnerMalformed)?;
         if header.has_martian_source() {
             return Err(DropReason::MartianSource);
@@ -290,9 +309,7 @@ impl Engine {
         if self.allowed_ips.lookup(header.source) != Some(&id) {
             return Err(DropReason::WrongSource);
         }
-        out.packets.commit(header.len, ());
-        self.counters.tun_tx_packets += 1;
-        Ok(())
+        Ok(header.len)
     }
 
     fn handle_handshake(
