@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build test demo test-interop test-hostile fuzz soak lint doc layers deny ci clean
+.PHONY: help deps build-deps build test demo test-interop test-hostile fuzz soak lint doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,14 +13,17 @@ help: ## list the targets
 deps: ## install the Debian packages that building and testing need, if any is missing
 	@tests/install-deps
 
-build: deps ## build the programs (target/release/warren*)
+build-deps:
+	@tests/install-deps build
+
+build: build-deps ## build the programs (target/release/warren*)
 	$(CARGO) build --release $(PROGRAMS)
 
 test: deps ## run all tests that this machine allows, naming each skip
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --exclude warren-interop --exclude warren-hostile
 
-demo: deps ## show the whole mesh on this machine; KEEP=1 leaves it up
+demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
 	target/release/warren-demo $(if $(KEEP),--keep)
 
@@ -33,7 +36,7 @@ test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million d
 	$(CARGO) build $(if $(LONG),--release) -p warren-tunnel -p warren-hostile
 	WARREN_LONG=$(LONG) $(CARGO) test $(if $(LONG),--release) -p warren-hostile -- --nocapture --test-threads=1
 
-fuzz: ## run each fuzz target for SECONDS=30
+fuzz: ## run each fuzz target for SECONDS=30, from the committed corpus
 	tests/fuzz/run $(or $(SECONDS),30)
 
 soak: deps ## all long forms: 15 minutes over rekeys with loss, then LONG=1 of test-hostile and the fuzz targets
@@ -58,7 +61,12 @@ layers: ## check that the pure core stays pure and dependencies run one way
 deny: ## check licences, bans and sources of all dependencies, offline
 	@tests/check-deny
 
-ci: deps lint layers deny doc test demo ## everything that must hold before a change lands
+ci: deps ## everything that must hold before a change lands; what it leaves behind is a failure
+	tests/leftovers $(MAKE) ci-steps
+
+# One after another: several of them need both cores.
+ci-steps:
+	for step in lint layers deny doc test demo fuzz test-interop; do $(MAKE) $$step || exit; done
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -47,6 +48,7 @@ impl Lock {
             .create(true)
             .write(true)
             .truncate(false)
+            .mode(0o600)
             .open(&path);
         let file = opened.map_err(|source| LockError::Io {
             path: path.clone(),
@@ -57,5 +59,25 @@ impl Lock {
             Err(TryLockError::WouldBlock) => Err(LockError::Held { path }),
             Err(TryLockError::Error(source)) => Err(LockError::Io { path, source }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn the_second_agent_is_refused_until_the_first_ends_and_the_file_is_roots_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Lock::take(dir.path()).unwrap();
+        let mode = std::fs::metadata(dir.path().join(LOCK_FILE)).unwrap();
+        assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+        assert!(matches!(
+            Lock::take(dir.path()),
+            Err(LockError::Held { .. })
+        ));
+        drop(first);
+        Lock::take(dir.path()).unwrap();
     }
 }

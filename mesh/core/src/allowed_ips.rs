@@ -1,5 +1,6 @@
 //! The table that says whose an inner address is: the longest prefix decides.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -14,6 +15,10 @@ use prefix_trie::PrefixMap;
 pub struct AllowedIps<T> {
     v4: PrefixMap<Ipv4Net, T>,
     v6: PrefixMap<Ipv6Net, T>,
+    /// What each owner has, so that a peer's prefixes are found without a look at all others'.
+    ///
+    /// INVARIANT: it says the same as `v4` and `v6`, and no owner in it has nothing.
+    owned: BTreeMap<T, BTreeSet<IpNet>>,
 }
 
 impl<T> AllowedIps<T> {
@@ -22,23 +27,7 @@ impl<T> AllowedIps<T> {
         Self {
             v4: PrefixMap::new(),
             v6: PrefixMap::new(),
-        }
-    }
-
-    /// Gives the prefix to `owner` and returns who had it before. There is no moment at which
-    /// nobody has it, so that moving a prefix between peers loses no packet.
-    pub fn insert(&mut self, prefix: IpNet, owner: T) -> Option<T> {
-        match prefix {
-            IpNet::V4(net) => self.v4.insert(net, owner),
-            IpNet::V6(net) => self.v6.insert(net, owner),
-        }
-    }
-
-    /// Takes exactly this prefix away, whosever it is, and returns its owner.
-    pub fn remove(&mut self, prefix: &IpNet) -> Option<T> {
-        match prefix {
-            IpNet::V4(net) => self.v4.remove(net),
-            IpNet::V6(net) => self.v6.remove(net),
+            owned: BTreeMap::new(),
         }
     }
 
@@ -90,9 +79,41 @@ impl<T> AllowedIps<T> {
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()
     }
+
+    fn remove_from_trie(&mut self, prefix: &IpNet) -> Option<T> {
+        match prefix {
+            IpNet::V4(net) => self.v4.remove(net),
+            IpNet::V6(net) => self.v6.remove(net),
+        }
+    }
 }
 
-impl<T: PartialEq> AllowedIps<T> {
+impl<T: Ord + Clone> AllowedIps<T> {
+    /// Gives the prefix to `owner` and returns who had it before. There is no moment at which
+    /// nobody has it, so that moving a prefix between peers loses no packet.
+    pub fn insert(&mut self, prefix: IpNet, owner: T) -> Option<T> {
+        let prefix = prefix.trunc();
+        let before = match prefix {
+            IpNet::V4(net) => self.v4.insert(net, owner.clone()),
+            IpNet::V6(net) => self.v6.insert(net, owner.clone()),
+        };
+        if before.as_ref() != Some(&owner) {
+            if let Some(before) = &before {
+                self.disown(&prefix, before);
+            }
+            self.owned.entry(owner).or_default().insert(prefix);
+        }
+        before
+    }
+
+    /// Takes exactly this prefix away, whosever it is, and returns its owner.
+    pub fn remove(&mut self, prefix: &IpNet) -> Option<T> {
+        let prefix = prefix.trunc();
+        let owner = self.remove_from_trie(&prefix)?;
+        self.disown(&prefix, &owner);
+        Some(owner)
+    }
+
     /// Takes exactly this prefix away if it is `owner`'s, and tells whether it was. UAPI's
     /// `allowed_ip=-CIDR` is this: a peer cannot take a prefix away from another one.
     pub fn remove_if_owner(&mut self, prefix: &IpNet, owner: &T) -> bool {
@@ -103,20 +124,27 @@ impl<T: PartialEq> AllowedIps<T> {
     }
 
     /// Goes through the prefixes of one owner, in the order of [`AllowedIps::iter`].
-    pub fn owned_by<'a>(&'a self, owner: &'a T) -> impl Iterator<Item = IpNet> + 'a {
-        self.iter()
-            .filter(move |(_, other)| *other == owner)
-            .map(|(net, _)| net)
+    pub fn owned_by<'a>(&'a self, owner: &T) -> impl Iterator<Item = IpNet> + use<'a, T> {
+        self.owned.get(owner).into_iter().flatten().copied()
     }
 
     /// Takes all prefixes of one owner away and returns them, in the order of
-    /// [`AllowedIps::iter`].
+    /// [`AllowedIps::iter`]. The work grows with their number, not with that of all prefixes.
     pub fn remove_all(&mut self, owner: &T) -> Vec<IpNet> {
-        let prefixes: Vec<IpNet> = self.owned_by(owner).collect();
+        let prefixes = self.owned.remove(owner).unwrap_or_default();
         for prefix in &prefixes {
-            self.remove(prefix);
+            self.remove_from_trie(prefix);
         }
-        prefixes
+        prefixes.into_iter().collect()
+    }
+
+    fn disown(&mut self, prefix: &IpNet, owner: &T) {
+        if let Some(prefixes) = self.owned.get_mut(owner) {
+            prefixes.remove(prefix);
+            if prefixes.is_empty() {
+                self.owned.remove(owner);
+            }
+        }
     }
 }
 

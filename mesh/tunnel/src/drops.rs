@@ -29,6 +29,8 @@ drop_reasons! {
     NoRoute = "no_route",
     /// The peer has no endpoint yet.
     NoEndpoint = "no_endpoint",
+    /// The peer's endpoint is reached through this very device: sending there would never end.
+    EndpointLoop = "endpoint_loop",
     /// The device has no private key.
     NoPrivateKey = "no_private_key",
     /// The peer has as many packets waiting for its handshake as one peer may have; the oldest goes.

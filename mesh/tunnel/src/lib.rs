@@ -26,6 +26,7 @@ mod path_notes;
 mod peer;
 mod queue;
 mod random;
+mod route;
 pub mod saver;
 mod schedule;
 mod send_failures;
@@ -42,6 +43,7 @@ pub mod uapi_server;
 pub mod udp;
 pub mod unix_socket;
 mod wiped;
+mod zone;
 
 pub use drops::{DropReason, Drops};
 pub use engine::{ApplyError, Counters, Engine, EngineConfig, PathQuery};

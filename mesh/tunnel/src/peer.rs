@@ -17,6 +17,9 @@ use crate::time::Now;
 /// How often an active peer's path is measured again.
 const PATH_QUERY_EVERY: Duration = Duration::from_secs(10);
 
+/// And that of one whose endpoint is reached through the device itself.
+const LOOP_QUERY_EVERY: Duration = Duration::from_secs(1);
+
 /// The shortest time between two initiations of one peer that are both answered.
 const INITIATION_EVERY: Duration = Duration::from_millis(20);
 
@@ -33,6 +36,13 @@ pub(crate) struct Peer {
     pub(crate) public_key: PublicKey,
     pub(crate) preshared_key: Option<PresharedKey>,
     pub(crate) endpoint: Option<SocketAddr>,
+    /// The endpoint is reached through this very device: what is sent there comes back as a packet
+    /// to be sent there, larger each time. So nothing is.
+    pub(crate) endpoint_loops: bool,
+    /// Where it was before it roamed.
+    endpoint_before: Option<SocketAddr>,
+    /// A source that was followed through the device itself, and when that was noticed.
+    not_followed: Option<(SocketAddr, Instant)>,
     pub(crate) keepalive_seconds: u16,
     /// `None` while the device has no private key.
     pub(crate) session: Option<Session>,
@@ -62,6 +72,9 @@ impl Peer {
             public_key,
             preshared_key: None,
             endpoint: None,
+            endpoint_loops: false,
+            endpoint_before: None,
+            not_followed: None,
             keepalive_seconds: 0,
             session: None,
             index: None,
@@ -91,6 +104,9 @@ impl Peer {
         let Some(endpoint) = self.endpoint else {
             return ctx.drops.count(DropReason::NoEndpoint);
         };
+        if self.endpoint_loops {
+            return ctx.drops.count(DropReason::EndpointLoop);
+        }
         let padded = padded_len(packet.len(), self.inner_mtu);
         let packet_padded = if padded == packet.len() {
             packet
@@ -118,7 +134,7 @@ impl Peer {
 
     /// Sends everything that has waited for a session.
     pub(crate) fn send_waiting(&mut self, ctx: &mut Context<'_>) {
-        let Some(endpoint) = self.endpoint else {
+        let Some(endpoint) = self.endpoint.filter(|_| !self.endpoint_loops) else {
             return;
         };
         let Some(session) = &mut self.session else {
@@ -195,7 +211,7 @@ impl Peer {
         self.initiation_at = Some(now);
         ctx.out.datagrams.commit(len, source);
         self.tx_bytes += len as u64;
-        Ok(self.received(source, initiation.len()))
+        Ok(self.received(now, source, initiation.len()))
     }
 
     /// Takes a response to our handshake, confirms it, and sends what has waited.
@@ -211,7 +227,7 @@ impl Peer {
         let len = session.handle_response(ctx.now.monotonic, response, receiver, room)?;
         ctx.out.datagrams.commit(len, source);
         self.tx_bytes += len as u64;
-        let roamed = self.received(source, response.len());
+        let roamed = self.received(ctx.now.monotonic, source, response.len());
         self.completed(ctx);
         Ok(roamed)
     }
@@ -228,7 +244,7 @@ impl Peer {
         let session = self.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
         let room = ctx.out.packets.room(data.len());
         let opened = session.open(ctx.now.monotonic, data, receiver, room)?;
-        let roamed = self.received(source, data.len());
+        let roamed = self.received(ctx.now.monotonic, source, data.len());
         if opened.completed {
             self.completed(ctx);
         }
@@ -238,10 +254,40 @@ impl Peer {
 
     /// Whether the path to the peer is to be measured (anew).
     pub(crate) fn path_query_due(&self, now: Instant) -> bool {
+        let every = match self.endpoint_loops {
+            true => LOOP_QUERY_EVERY,
+            false => PATH_QUERY_EVERY,
+        };
         self.endpoint.is_some()
             && self
                 .path_asked_at
-                .is_none_or(|at| now.saturating_duration_since(at) >= PATH_QUERY_EVERY)
+                .is_none_or(|at| now.saturating_duration_since(at) >= every)
+    }
+
+    /// Notes that the way to the endpoint leads through the device itself. A source that was
+    /// followed there is left again; an endpoint that was set stays, and nothing is sent to it.
+    pub(crate) fn note_endpoint_loops(&mut self, now: Instant) {
+        if let Some(before) = self.endpoint_before.take() {
+            tracing::debug!(
+                peer = %self.public_key, endpoint = %before,
+                "the peer is not followed to an address behind this device"
+            );
+            self.not_followed = self.endpoint.replace(before).zip(Some(now));
+            self.path_asked_at = None;
+        } else if !self.endpoint_loops {
+            tracing::warn!(
+                peer = %self.public_key, endpoint = self.endpoint.map(tracing::field::display),
+                "the way to the peer's endpoint leads through the tunnel itself; nothing is sent \
+                 there until endpoint or routes change"
+            );
+            self.endpoint_loops = true;
+        }
+    }
+
+    /// Notes that the way to the endpoint is another one than through the device itself.
+    pub(crate) fn note_endpoint_good(&mut self) {
+        self.endpoint_loops = false;
+        self.endpoint_before = None;
     }
 
     pub(crate) fn set_endpoint(&mut self, endpoint: SocketAddr) -> bool {
@@ -250,6 +296,9 @@ impl Peer {
         }
         self.endpoint = Some(endpoint);
         self.path_asked_at = None;
+        self.endpoint_loops = false;
+        self.endpoint_before = None;
+        self.not_followed = None;
         if let Some(session) = &mut self.session {
             session.endpoint_changed();
         }
@@ -271,13 +320,22 @@ impl Peer {
 
     /// Books an authenticated message; only those move the endpoint. Tells whether they did.
     #[inline]
-    fn received(&mut self, source: SocketAddr, len: usize) -> bool {
+    fn received(&mut self, now: Instant, source: SocketAddr, len: usize) -> bool {
         self.rx_bytes += len as u64;
         if self.endpoint == Some(source) {
             return false;
         }
+        if self.not_followed.is_some_and(|(address, at)| {
+            address == source && now.saturating_duration_since(at) < PATH_QUERY_EVERY
+        }) {
+            return false;
+        }
         tracing::debug!(peer = %self.public_key, endpoint = %source, "peer roamed");
-        self.endpoint = Some(source);
+        let before = self.endpoint.replace(source);
+        if !self.endpoint_loops && self.endpoint_before.is_none() {
+            self.endpoint_before = before;
+        }
+        self.endpoint_loops = false;
         self.path_asked_at = None;
         true
     }
@@ -292,6 +350,9 @@ impl Peer {
         };
         let room = ctx.out.datagrams.room(room_for(0));
         if let Some(len) = make(session, ctx.now.monotonic, room) {
+            if self.endpoint_loops {
+                return ctx.drops.count(DropReason::EndpointLoop);
+            }
             ctx.out.datagrams.commit(len, endpoint);
             self.tx_bytes += len as u64;
         }

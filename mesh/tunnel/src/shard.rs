@@ -9,6 +9,7 @@
 //! ```
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use warren_keyring::PublicKey;
 use crate::control::{Command, Control};
 use crate::engine::{ApplyError, Counters, Engine, MAX_PACKET};
 use crate::outbox::Outbox;
+use crate::route::outgoing_link;
 use crate::time::Now;
 use crate::tun::{Tun, TunError};
 use crate::udp::{BATCH, ReceiveArena, Udp, UdpBook, UdpCounters, UdpError, path_mtu, send};
@@ -259,7 +261,9 @@ impl Shard {
             self.flush();
         }
         while let Some(query) = self.engine.poll_path_query() {
-            if let Ok(path_mtu_bytes) = path_mtu(query.endpoint, self.udp.mark()) {
+            if self.is_way_through_tun(query.endpoint) {
+                self.engine.handle_path_loop(now, query);
+            } else if let Ok(path_mtu_bytes) = path_mtu(query.endpoint, self.udp.mark()) {
                 self.engine.handle_path_mtu(query, path_mtu_bytes);
             }
         }
@@ -269,6 +273,13 @@ impl Shard {
         if self.engine.take_changed() {
             let _ = self.changed.try_send(());
         }
+    }
+
+    /// Whether what is sent to the endpoint would come back to us as a packet to be sent.
+    fn is_way_through_tun(&self, endpoint: SocketAddr) -> bool {
+        let tun = self.tun.as_ref().and_then(|tun| tun.index().ok());
+        let way = outgoing_link(endpoint, self.udp.mark()).ok().flatten();
+        tun.is_some() && tun == way
     }
 
     /// Carries out what other threads have asked for; tells whether to stop.

@@ -162,6 +162,14 @@ impl Tun {
         self.queue.write(packet).map(drop)
     }
 
+    /// Reads the interface's index.
+    ///
+    /// # Errors
+    /// What the kernel says, for one when the interface is gone.
+    pub fn index(&self) -> io::Result<u32> {
+        Ok(nix::net::if_::if_nametoindex(self.name.as_str())?)
+    }
+
     /// Reads the interface's MTU in bytes.
     ///
     /// # Errors

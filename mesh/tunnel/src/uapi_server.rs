@@ -1,12 +1,8 @@
 //! The UAPI socket, on which the stock `wg` and the agent configure the device.
 //!
-//! It answers what wireguard-go answers, but for these:
-//! - a request is carried out wholly or not at all: where the reference has done the lines before
-//!   a wrong one, or before the end of a client that went away, this one has done nothing;
-//! - a first line that is no operation is answered, by EPROTO, before the connection is closed;
-//! - a low-order public key is no peer;
-//! - a request has a largest size, and when all places for clients are taken, the client that came
-//!   first goes.
+//! It answers what wireguard-go answers, but for what ARCHITECTURE.md lists. Before all: a request is
+//! carried out wholly or not at all, where the reference has done the lines before a wrong one, or
+//! before the end of a client that went away.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,6 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::control::{Control, Gone};
 use crate::uapi_lines::{Line, LineReader};
+use crate::zone;
 
 /// The clients that are served at once.
 const MAX_CLIENTS: usize = 64;
@@ -153,7 +150,7 @@ fn handle_request(lines: &mut LineReader<'_>, control: &Control) -> io::Result<O
         }
         // Bytes that are no text have no place in any value; their replacement has neither.
         let parsed = match std::str::from_utf8(line) {
-            Ok(line) => parser.take_line(line),
+            Ok(line) => parser.take_line(&zone::numbered(line)),
             Err(_) => {
                 let line = Zeroizing::new(String::from_utf8_lossy(line).into_owned());
                 parser.take_line(&line)

@@ -137,6 +137,7 @@ fn a_wrong_request_gets_the_number_of_the_reference() -> Result<()> {
         "endpoint=1.2.3.4:+5",
         "endpoint=1.2.3.4:00005",
         "endpoint=[fe80::1%1]:5",
+        "endpoint=[fe80::1%lo]:5",
         "preshared_key=",
         "preshared_key=00",
         "persistent_keepalive_interval=65536",
@@ -432,7 +433,10 @@ fn sorted_list(line: &str) -> String {
 
 /// The reference's program, if it can be had.
 fn reference() -> Option<String> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wireguard-go");
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/interop/wireguard-go"
+    );
     let built = Command::new(script).output().unwrap();
     if built.status.success() {
         return Some(String::from_utf8(built.stdout).unwrap().trim().to_owned());

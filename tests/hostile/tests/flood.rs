@@ -178,12 +178,6 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// Runs the attack against the open and the closed port by turns and judges what came of it.
 fn attack(scene: &Scene, name: &str, rounds: u64, mut attack: Attack) -> Result<()> {
-    let server =
-        scene
-            .victim
-            .host
-            .spawn_argv(&["iperf3", "-s", "--forceflush", "-B", "10.1.0.1"])?;
-    server.wait_log("listening", PATIENCE)?;
     let before = scene.victim.status()?;
     let left_before = scene.left_for_attacker()?;
     let mut goodput = [Vec::new(), Vec::new()];

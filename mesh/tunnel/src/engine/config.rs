@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use warren_core::AllowedIps;
 use warren_core::uapi::{self, AllowedIpUpdate, PeerUpdate, SetRequest};
 use warren_keyring::{PresharedKey, PrivateKey, PublicKey};
 
@@ -47,8 +46,6 @@ impl Engine {
             self.set_private_key(now.monotonic, private_key.clone());
         }
         if request.replace_peers {
-            // Peer by peer, each would go through the prefixes of all.
-            self.allowed_ips = AllowedIps::new();
             let keys: Vec<PublicKey> = self.by_key.keys().copied().collect();
             for key in keys {
                 self.remove_peer(&key);
@@ -172,8 +169,7 @@ impl Engine {
         if start {
             self.enqueue_start(id, now);
         }
-        // A new peer has none; looking for them goes through the prefixes of all.
-        if update.replace_allowed_ips && known.is_some() {
+        if update.replace_allowed_ips {
             self.allowed_ips.remove_all(&id);
         }
         for allowed_ip in &update.allowed_ips {

@@ -259,6 +259,17 @@ impl Engine {
         {
             let inner = warren_core::mtu::inner_mtu(path_mtu_bytes, query.endpoint.ip());
             peer.inner_mtu = inner as usize;
+            peer.note_endpoint_good();
+        }
+    }
+
+    /// Takes that the way to the endpoint leads through this very device. The peer is not followed
+    /// there; if it was told to be there, nothing is sent to it until that or the routes change.
+    pub fn handle_path_loop(&mut self, now: Now, query: PathQuery) {
+        if let Some(Some(peer)) = self.peers.get_mut(query.peer.0 as usize)
+            && peer.endpoint == Some(query.endpoint)
+        {
+            peer.note_endpoint_loops(now.monotonic);
         }
     }
 
