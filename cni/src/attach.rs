@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use warren_core::consts::MAIN_TABLE;
 use warren_netlink::{Netlink, NetlinkError, Netns, Route, VethPeer, VethSpec, sysctl};
 
 use crate::env::{AttachmentId, IfName};
@@ -93,17 +92,15 @@ impl AttachError {
 #[derive(Debug)]
 pub struct Pod {
     netns: Netns,
-    netlink: Netlink,
+    pub(crate) netlink: Netlink,
 }
 
 impl Pod {
-    /// Opens the namespace, and checks that it is not the node's own and has no interface of this
-    /// name.
+    /// Opens the namespace, and checks that it is not the node's own.
     ///
     /// # Errors
-    /// [`AttachError::Netns`], [`AttachError::OwnNetns`], [`AttachError::IfNameTaken`]; nothing has
-    /// been made yet.
-    pub async fn open(path: &Path, ifname: &IfName) -> Result<Self, AttachError> {
+    /// [`AttachError::Netns`], [`AttachError::OwnNetns`].
+    pub fn open(path: &Path) -> Result<Self, AttachError> {
         let unusable = |cause| AttachError::Netns {
             path: path.into(),
             cause,
@@ -117,12 +114,20 @@ impl Pod {
             NetlinkError::Socket { source, .. } => unusable(source),
             other => AttachError::Kernel(other),
         })?;
-        if netlink.link_by_name(ifname.as_str()).await?.is_some() {
-            return Err(AttachError::IfNameTaken {
-                name: ifname.as_str().into(),
-            });
-        }
         Ok(Self { netns, netlink })
+    }
+
+    /// Checks that there is no interface of this name.
+    ///
+    /// # Errors
+    /// [`AttachError::IfNameTaken`]; nothing has been made yet.
+    pub async fn refuse_taken(&self, ifname: &IfName) -> Result<(), AttachError> {
+        match self.netlink.link_by_name(ifname.as_str()).await? {
+            None => Ok(()),
+            Some(_) => Err(AttachError::IfNameTaken {
+                name: ifname.as_str().into(),
+            }),
+        }
     }
 }
 
@@ -142,6 +147,7 @@ pub async fn attach(host: &Netlink, pod: &Pod, plan: &AttachPlan) -> Result<(), 
     let spec = VethSpec {
         name,
         alias: Some(&plan.host.alias),
+        group: plan.host.group,
         mtu: plan.mtu_bytes,
         mac: Some(plan.host.mac),
         peer: VethPeer {
@@ -221,11 +227,15 @@ async fn fill(netlink: &Netlink, index: u32, end: &EndPlan) -> Result<(), Attach
     Ok(())
 }
 
-fn kernel_route(route: &PlannedRoute, index: u32) -> Route {
-    let base = Route::on_link(MAIN_TABLE, route.destination, index, route.protocol);
+/// The route as the kernel reports it on the link with this index.
+pub(crate) fn kernel_route(route: &PlannedRoute, index: u32) -> Route {
+    let base = Route::on_link(route.table, route.destination, index, route.protocol);
     Route {
         gateway: route.gateway,
         src: route.source,
+        metric: route.metric.unwrap_or(0),
+        mtu: route.mtu_bytes,
+        advmss: route.advmss_bytes,
         scope: route.scope,
         ..base
     }
@@ -249,7 +259,7 @@ async fn index_of(netlink: &Netlink, name: &str) -> Result<u32, AttachError> {
 }
 
 /// Removes a link; false if there was none, or it went by itself meanwhile with its namespace.
-async fn remove_link(netlink: &Netlink, name: &str) -> Result<bool, NetlinkError> {
+pub(crate) async fn remove_link(netlink: &Netlink, name: &str) -> Result<bool, NetlinkError> {
     let Some(link) = netlink.link_by_name(name).await? else {
         return Ok(false);
     };

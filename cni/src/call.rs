@@ -4,23 +4,17 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::process::ExitCode;
 
 use nix::poll::{PollFd, PollFlags, poll};
 use serde_json::Value;
-use warren_netlink::Netlink;
 
-use crate::attach::{self, AttachError, Pod};
 use crate::config::{MAX_CONFIG_BYTES, NetConf};
-use crate::env::{AttachmentId, CniRequest};
+use crate::env::CniRequest;
 use crate::error::Error;
-use crate::ipam::Ipam;
-use crate::logging;
-use crate::plan::plan_add;
-use crate::protect;
-use crate::result::{CniResult, version_result};
+use crate::result::version_result;
 use crate::version::CniVersion;
+use crate::{add, check, del, gc, logging, status};
 
 /// How long a VERSION waits for a configuration that need not come, in milliseconds.
 const VERSION_PATIENCE: u16 = 500;
@@ -87,30 +81,53 @@ fn carry_out(
     stdin: impl Read + AsFd,
     version: &mut CniVersion,
 ) -> Result<Option<Value>, Error> {
-    match CniRequest::from_env(get_env)? {
-        CniRequest::Version => Ok(Some(answer_version(stdin))),
-        CniRequest::Add {
-            attachment,
-            netns,
-            pod,
-        } => {
-            let conf = configuration(stdin, version)?;
-            let call = Add {
-                conf: &conf,
-                attachment: &attachment,
-                netns: &netns,
-                pod,
-            };
-            logged(&conf, "ADD", &attachment, || block_on(call.carry_out())?).map(Some)
+    let request = CniRequest::from_env(get_env)?;
+    if request == CniRequest::Version {
+        return Ok(Some(answer_version(stdin)));
+    }
+    let conf = configuration(stdin, version)?;
+    let (verb, since) = match &request {
+        CniRequest::Check(_) => ("CHECK", CniVersion::V0_4_0),
+        CniRequest::Gc => ("GC", CniVersion::V1_1_0),
+        CniRequest::Status => ("STATUS", CniVersion::V1_1_0),
+        CniRequest::Del { .. } => ("DEL", CniVersion::V0_3_1),
+        CniRequest::Add(_) | CniRequest::Version => ("ADD", CniVersion::V0_3_1),
+    };
+    if conf.version < since {
+        return Err(Error::Verb {
+            verb,
+            version: conf.version,
+            since,
+        });
+    }
+    let _guard = logging::start(&conf)?;
+    let outcome = block_on(async {
+        match &request {
+            CniRequest::Add(pod) => return add::add(&conf, pod).await.map(Some),
+            CniRequest::Check(pod) => check::check(&conf, pod).await?,
+            CniRequest::Del { attachment } => del::del(&conf, attachment).await?,
+            CniRequest::Gc => gc::gc(&conf).await?,
+            CniRequest::Status => status::status(&conf).await?,
+            CniRequest::Version => {}
         }
-        CniRequest::Del { attachment } => {
-            let conf = configuration(stdin, version)?;
-            logged(&conf, "DEL", &attachment, || {
-                block_on(del(&conf, &attachment))?
-            })?;
-            Ok(None)
+        Ok(None)
+    })?;
+    let subject = match &request {
+        CniRequest::Add(pod) | CniRequest::Check(pod) => pod.attachment.to_string(),
+        CniRequest::Del { attachment } => attachment.to_string(),
+        _ => String::new(),
+    };
+    let network = &conf.name;
+    match &outcome {
+        Ok(_) if matches!(request, CniRequest::Check(_) | CniRequest::Status) => {
+            tracing::debug!(verb, attachment = subject, network, "done");
+        }
+        Ok(_) => tracing::info!(verb, attachment = subject, network, "done"),
+        Err(error) => {
+            tracing::error!(verb, attachment = subject, network, %error, "failed");
         }
     }
+    outcome
 }
 
 fn configuration(stdin: impl Read, version: &mut CniVersion) -> Result<NetConf, Error> {
@@ -141,94 +158,10 @@ fn answer_version(stdin: impl Read + AsFd) -> Value {
     version_result(asked().as_deref())
 }
 
-fn logged<T>(
-    conf: &NetConf,
-    verb: &'static str,
-    attachment: &AttachmentId,
-    call: impl FnOnce() -> Result<T, Error>,
-) -> Result<T, Error> {
-    let _guard = logging::start(conf)?;
-    let outcome = call();
-    match &outcome {
-        Ok(_) => tracing::info!(verb, %attachment, network = conf.name, "done"),
-        Err(error) => tracing::error!(verb, %attachment, network = conf.name, %error, "failed"),
-    }
-    outcome
-}
-
 fn block_on<F: Future>(future: F) -> Result<F::Output, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
         .map_err(Error::Runtime)?;
     Ok(runtime.block_on(future))
-}
-
-struct Add<'a> {
-    conf: &'a NetConf,
-    attachment: &'a AttachmentId,
-    netns: &'a Path,
-    pod: Option<String>,
-}
-
-impl Add<'_> {
-    async fn carry_out(self) -> Result<Value, Error> {
-        let conf = self.conf;
-        let previous = CniResult::from_prev(conf.prev_result.as_ref())?;
-        let node = protect::load_node(&conf.state_dir)?;
-        let host = Netlink::open().map_err(AttachError::from)?;
-        protect::check(&host, &node).await?;
-        // All that can be refused is refused before an address is taken.
-        let pod = Pod::open(self.netns, &self.attachment.ifname).await?;
-        let ipam = Ipam::open(&conf.state_dir, &conf.name)?;
-        let granted = ipam.reserve(self.attachment, self.pod.as_deref(), &node.pod_cidrs)?;
-        let made = async {
-            let plan = plan_add(self.attachment, &granted.addresses, &node, conf.mtu_bytes)?;
-            attach::attach(&host, &pod, &plan).await?;
-            Ok(plan)
-        };
-        let plan = match made.await {
-            Ok(plan) => plan,
-            Err(error) => {
-                // What is left of a pod keeps its address, and so does an earlier ADD's pod.
-                let left = matches!(error, Error::Attach(AttachError::Undo { .. }));
-                if granted.fresh
-                    && !left
-                    && let Err(undo) = ipam.give_back(self.attachment)
-                {
-                    tracing::warn!(error = %undo, "the addresses stay reserved until DEL");
-                }
-                return Err(error);
-            }
-        };
-        tracing::debug!(interface = plan.host.name, addresses = ?granted.addresses, "attached");
-        let netns = self.netns.to_string_lossy();
-        Ok(plan
-            .extend(previous, &netns, &conf.dns)
-            .to_json(conf.version))
-    }
-}
-
-async fn del(conf: &NetConf, attachment: &AttachmentId) -> Result<(), Error> {
-    let mut errors = Vec::new();
-    let detached = match Netlink::open() {
-        Ok(host) => attach::detach(&host, attachment).await,
-        Err(error) => Err(error.into()),
-    };
-    // While the interface may be there, its address is not free.
-    match detached {
-        Ok(found) => {
-            tracing::debug!(found, "interface removed");
-            match Ipam::open(&conf.state_dir, &conf.name).and_then(|i| i.release(attachment)) {
-                Ok(addresses) => tracing::debug!(?addresses, "addresses released"),
-                Err(error) => errors.push(error.into()),
-            }
-        }
-        Err(error) => errors.push(error.into()),
-    }
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Detach(errors))
-    }
 }

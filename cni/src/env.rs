@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::args::CniArgs;
+
 /// The verbs that this plugin carries out.
-pub const SUPPORTED_VERBS: &[&str] = &["ADD", "DEL", "VERSION"];
+pub const SUPPORTED_VERBS: &[&str] = &["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"];
 /// The longest container id in bytes: it becomes the alias of the host side's link, and the kernel
 /// takes no more (`IFALIASZ`, linux/if.h).
 const MAX_CONTAINER_ID: usize = 255;
@@ -124,21 +126,31 @@ impl fmt::Display for AttachmentId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CniRequest {
     /// Attach a container.
-    Add {
-        /// What is attached.
-        attachment: AttachmentId,
-        /// The container's network namespace.
-        netns: PathBuf,
-        /// The Kubernetes pod (`namespace/name`), if the runtime tells.
-        pod: Option<String>,
-    },
+    Add(PodRequest),
+    /// Tell whether a container is attached as it should be.
+    Check(PodRequest),
     /// Detach a container.
     Del {
         /// What is detached.
         attachment: AttachmentId,
     },
+    /// Remove what belongs to no valid attachment.
+    Gc,
+    /// Tell whether ADD would work.
+    Status,
     /// Tell the supported versions.
     Version,
+}
+
+/// What the environment says of a container that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRequest {
+    /// What is attached.
+    pub attachment: AttachmentId,
+    /// The container's network namespace.
+    pub netns: PathBuf,
+    /// `CNI_ARGS`.
+    pub args: CniArgs,
 }
 
 impl CniRequest {
@@ -152,9 +164,10 @@ impl CniRequest {
             return Err(EnvError::Missing(vec!["CNI_COMMAND"]));
         };
         let required: &[&'static str] = match verb.to_str() {
-            Some("ADD") => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
+            Some("ADD" | "CHECK") => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
             Some("DEL") => &["CNI_CONTAINERID", "CNI_IFNAME"],
-            Some("VERSION") => return Ok(Self::Version),
+            Some("GC") => &["CNI_PATH"],
+            Some("STATUS" | "VERSION") => &[],
             _ => {
                 let verb = verb.to_string_lossy().chars().take(64).collect();
                 return Err(EnvError::UnsupportedVerb { verb });
@@ -168,45 +181,59 @@ impl CniRequest {
         if !missing.is_empty() {
             return Err(EnvError::Missing(missing));
         }
+        match verb.to_str() {
+            Some("GC") => return Ok(Self::Gc),
+            Some("STATUS") => return Ok(Self::Status),
+            Some("VERSION") => return Ok(Self::Version),
+            _ => {}
+        }
         let text = |name| get(name).unwrap_or_default().to_string_lossy().into_owned();
+        let mut invalid = Vec::new();
         let container_id = ContainerId::new(text("CNI_CONTAINERID"));
         let ifname = IfName::new(text("CNI_IFNAME"));
-        match (container_id, ifname) {
-            (Some(container_id), Some(ifname)) => {
-                let attachment = AttachmentId {
-                    container_id,
-                    ifname,
-                };
-                if verb == "DEL" {
-                    return Ok(Self::Del { attachment });
-                }
-                let netns = PathBuf::from(get("CNI_NETNS").unwrap_or_default());
-                Ok(Self::Add {
-                    attachment,
-                    netns,
-                    pod: pod_name(&text("CNI_ARGS")),
-                })
-            }
-            (container_id, ifname) => {
-                let mut invalid = Vec::new();
-                let mut note = |ok: bool, name, allowed| {
-                    if !ok {
-                        invalid.push(InvalidVariable {
-                            name,
-                            value: text(name),
-                            allowed,
-                        });
-                    }
-                };
-                note(
-                    container_id.is_some(),
-                    "CNI_CONTAINERID",
-                    ContainerId::ALLOWED,
-                );
-                note(ifname.is_some(), "CNI_IFNAME", IfName::ALLOWED);
-                Err(EnvError::Invalid(invalid))
+        // A DEL succeeds whatever the other arguments are.
+        let args = match verb == "DEL" {
+            true => Ok(CniArgs::default()),
+            false => CniArgs::parse(&text("CNI_ARGS")),
+        };
+        let mut note = |name, value: Option<String>, allowed| {
+            let value = value.unwrap_or_else(|| text(name));
+            invalid.push(InvalidVariable {
+                name,
+                value,
+                allowed,
+            });
+        };
+        if container_id.is_none() {
+            note("CNI_CONTAINERID", None, ContainerId::ALLOWED);
+        }
+        if ifname.is_none() {
+            note("CNI_IFNAME", None, IfName::ALLOWED);
+        }
+        if let Err(wrong) = &args {
+            for (pair, allowed) in wrong {
+                note("CNI_ARGS", Some(pair.clone()), allowed);
             }
         }
+        let (Some(container_id), Some(ifname), Ok(args)) = (container_id, ifname, args) else {
+            return Err(EnvError::Invalid(invalid));
+        };
+        let attachment = AttachmentId {
+            container_id,
+            ifname,
+        };
+        if verb == "DEL" {
+            return Ok(Self::Del { attachment });
+        }
+        let request = PodRequest {
+            attachment,
+            netns: PathBuf::from(get("CNI_NETNS").unwrap_or_default()),
+            args,
+        };
+        Ok(match verb == "ADD" {
+            true => Self::Add(request),
+            false => Self::Check(request),
+        })
     }
 }
 
@@ -216,18 +243,4 @@ pub(crate) fn is_identifier(text: &str) -> bool {
         && text
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
-}
-
-/// The pod that `CNI_ARGS` names, for people only; other arguments are not ours.
-fn pod_name(args: &str) -> Option<String> {
-    /// Kubernetes limits both to 253 characters; what is longer is no pod's name.
-    const MAX: usize = 253;
-    let value = |key: &str| {
-        let mut pairs = args.split(';').filter_map(|pair| pair.split_once('='));
-        pairs.find(|(name, _)| *name == key).map(|(_, value)| value)
-    };
-    let valid = |text: &&str| text.len() <= MAX && is_identifier(text);
-    let namespace = value("K8S_POD_NAMESPACE").filter(valid)?;
-    let name = value("K8S_POD_NAME").filter(valid)?;
-    Some(format!("{namespace}/{name}"))
 }

@@ -4,18 +4,24 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::attach::AttachError;
+use crate::check::Damage;
 use crate::config::ConfigError;
-use crate::env::EnvError;
+use crate::env::{AttachmentId, EnvError};
 use crate::ipam::StoreError;
 use crate::plan::PlanError;
 use crate::protect::ProtectError;
 use crate::result::PrevResultError;
+use crate::status::TunnelError;
 use crate::version::CniVersion;
 
 /// Codes of the CNI specification, and one of ours.
 pub mod code {
     /// The configuration's version is not supported.
     pub const VERSION: u32 = 1;
+    /// The configuration asks for something that is not supported.
+    pub const UNSUPPORTED: u32 = 2;
+    /// The container is not known: there is nothing to clean up.
+    pub const UNKNOWN_CONTAINER: u32 = 3;
     /// An environment variable is missing or invalid.
     pub const ENVIRONMENT: u32 = 4;
     /// Input or output failed.
@@ -26,10 +32,16 @@ pub mod code {
     pub const CONFIG: u32 = 7;
     /// The call may work later.
     pub const TRY_LATER: u32 = 11;
+    /// ADD would not work.
+    pub const UNAVAILABLE: u32 = 50;
+    /// ADD would not work, and the pods that are there may be cut off.
+    pub const LIMITED: u32 = 51;
     /// The kernel refused a step of the attachment or the detachment.
     pub const KERNEL: u32 = 100;
-    /// A DEL could not remove everything.
+    /// A DEL or GC could not remove everything.
     pub const DETACH: u32 = 101;
+    /// A CHECK found the attachment not as it should be.
+    pub const DAMAGED: u32 = 102;
     /// The program is at fault.
     pub const INTERNAL: u32 = 999;
 }
@@ -72,8 +84,38 @@ pub enum Error {
     /// The attachment failed, and what had been made of it is gone again.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// A DEL went on past these, and removed what it could.
-    #[error("cannot detach completely: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    /// The verb came with a later version than the configuration is of.
+    #[error(
+        "{verb} is not allowed with cniVersion {version}: it came with {since} of the CNI \
+         specification"
+    )]
+    Verb {
+        /// The verb.
+        verb: &'static str,
+        /// The configuration's version.
+        version: CniVersion,
+        /// The first version that has it.
+        since: CniVersion,
+    },
+    /// The pods are cut off.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    /// ADD would not work.
+    #[error("{}", join(.reasons))]
+    Unavailable {
+        /// Whether pods that are there may be cut off.
+        affected: bool,
+        /// Why.
+        reasons: Vec<Error>,
+    },
+    /// There is nothing of this container.
+    #[error("{0} is not attached: there is neither a reservation nor an interface of it")]
+    UnknownContainer(AttachmentId),
+    /// The attachment is not as it should be.
+    #[error("not as ADD left it: {}", join(.0))]
+    Check(Vec<Damage>),
+    /// A DEL or GC went on past these, and removed what it could.
+    #[error("cannot detach completely: {}", join(.0))]
     Detach(Vec<Error>),
     /// The program panicked.
     #[error("internal error: {0}")]
@@ -86,11 +128,18 @@ impl Error {
         match self {
             Self::Env(_) => code::ENVIRONMENT,
             Self::Config(ConfigError::Version { .. }) => code::VERSION,
+            Self::Verb { .. } => code::VERSION,
             Self::Config(ConfigError::Decode(_)) => code::DECODING,
+            Self::Config(ConfigError::Unsupported { .. }) => code::UNSUPPORTED,
             Self::Config(_) | Self::PrevResult(_) => code::CONFIG,
             Self::Stdin(_) | Self::LogFile { .. } | Self::Runtime(_) => code::IO,
             Self::Protect(ProtectError::Kernel(_)) => code::KERNEL,
-            Self::Protect(_) | Self::Plan(_) => code::TRY_LATER,
+            Self::Plan(PlanError::Gateway { .. } | PlanError::Family { .. }) => code::CONFIG,
+            Self::Protect(_) | Self::Plan(_) | Self::Tunnel(_) => code::TRY_LATER,
+            Self::Unavailable { affected: true, .. } => code::LIMITED,
+            Self::Unavailable { .. } => code::UNAVAILABLE,
+            Self::UnknownContainer(_) => code::UNKNOWN_CONTAINER,
+            Self::Check(_) => code::DAMAGED,
             Self::Store(StoreError::Pool(_)) => code::TRY_LATER,
             Self::Store(_) => code::IO,
             Self::Attach(error) => error.code(),
@@ -112,6 +161,14 @@ impl Error {
             Self::Config(_) | Self::PrevResult(_) | Self::LogFile { .. } => {
                 "correct the CNI configuration of this node"
             }
+            Self::Verb { .. } => "set a later cniVersion in the network configuration",
+            Self::Plan(PlanError::Gateway { .. } | PlanError::Family { .. }) => {
+                "correct the CNI configuration of this node"
+            }
+            Self::Unavailable { .. } => "see `warren status` and the logs of Warren's programs",
+            Self::Check(_) => {
+                "someone changed what the plugin had made; a new pod in its place is whole again"
+            }
             Self::Protect(_) | Self::Plan(_) => {
                 "the agent has not protected this node yet, or someone removed its rules; see \
                  `warren status` and the agent's log"
@@ -130,4 +187,12 @@ impl Error {
             "details": self.details(),
         })
     }
+}
+
+fn join<T: std::fmt::Display>(items: &[T]) -> String {
+    items
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
 }

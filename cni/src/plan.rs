@@ -6,12 +6,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-use warren_core::consts::{GATEWAY_V4, GATEWAY_V6, PROTOCOL_CNI, VETH_PREFIX};
+use warren_core::consts::{
+    GATEWAY_V4, GATEWAY_V6, MAIN_TABLE, PROTOCOL_CNI, UNMASQUERADED_GROUP, VETH_PREFIX,
+};
 use warren_core::files::NodeFile;
 use warren_core::plan::{host_prefix, tunnel_address};
 
+use crate::config::{ExtraRoute, PodConf, RangeConf};
 use crate::env::AttachmentId;
-use crate::result::{CniResult, Dns, Interface, IpConfig, Route};
+use crate::result::{CniResult, Interface, IpConfig, Route, RouteDetails};
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -32,6 +35,28 @@ pub enum PlanError {
         /// The pod's address.
         address: IpAddr,
     },
+    /// A route goes by a gateway that is not the pod's. CNI error code 7.
+    #[error(
+        "network configuration has a route to {dst} by gw = {gw}: must be the pod's gateway \
+         {gateway}, or be left out"
+    )]
+    Gateway {
+        /// The route's destination.
+        dst: IpNet,
+        /// Its gateway.
+        gw: IpAddr,
+        /// The pod's gateway.
+        gateway: IpAddr,
+    },
+    /// A route is of a family that the pod has no address of. CNI error code 7.
+    #[error(
+        "network configuration has a route to dst = {dst}: must be of a family that the pod has an \
+         address of"
+    )]
+    Family {
+        /// The route's destination.
+        dst: IpNet,
+    },
 }
 
 /// An attachment as it shall be: ADD carries it out, and what is found can be compared with it.
@@ -39,6 +64,8 @@ pub enum PlanError {
 pub struct AttachPlan {
     /// The MTU of both ends in bytes.
     pub mtu_bytes: u32,
+    /// The pod's gateways, one for each of its addresses.
+    pub gateways: Vec<IpAddr>,
     /// The end in the node's namespace.
     pub host: EndPlan,
     /// The end in the pod's namespace.
@@ -52,6 +79,8 @@ pub struct EndPlan {
     pub name: String,
     /// Its alias; empty for none.
     pub alias: String,
+    /// Its link group; 0 is none in particular.
+    pub group: u32,
     /// Its hardware address: chosen here, so that the other end's neighbour entries need no
     /// reading back.
     pub mac: Mac,
@@ -76,13 +105,21 @@ pub struct Sysctl {
     pub optional: bool,
 }
 
-/// A route on one end, in the main table.
+/// A route on one end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedRoute {
     /// Its destination.
     pub destination: IpNet,
     /// Its gateway; none for what is on the link.
     pub gateway: Option<IpAddr>,
+    /// Its table.
+    pub table: u32,
+    /// Its metric; none for the kernel's default.
+    pub metric: Option<u32>,
+    /// Its MTU in bytes; none for the interface's.
+    pub mtu_bytes: Option<u32>,
+    /// The TCP segment size that it advertises, in bytes; none for the kernel's choice.
+    pub advmss_bytes: Option<u32>,
     /// The source that it gives to the node's own packets.
     pub source: Option<IpAddr>,
     /// Its scope (IPv6 has none and ignores it).
@@ -99,21 +136,28 @@ pub fn host_name(attachment: &AttachmentId) -> String {
     digest[..6].iter().fold(VETH_PREFIX.to_owned(), hex)
 }
 
-/// Plans an attachment with these addresses. `mtu_bytes` overrides the node's.
+/// Plans an attachment with these addresses. `pod_mac` overrides the hardware address that the
+/// pod's end gets by itself.
 ///
 /// # Errors
-/// [`PlanError::NoTunnelAddress`]: the agent has not finished, or the node lost a family.
+/// [`PlanError`]; nothing can be made then.
 pub fn plan_add(
     attachment: &AttachmentId,
     addresses: &[IpAddr],
     node: &NodeFile,
-    mtu_bytes: Option<u32>,
+    conf: &PodConf,
+    pod_mac: Option<Mac>,
 ) -> Result<AttachPlan, PlanError> {
     let digest = digest(attachment);
-    let (host_mac, pod_mac) = (mac(&digest[6..12]), mac(&digest[12..18]));
+    let host_mac = mac(&digest[6..12]);
+    let pod_mac = pod_mac.unwrap_or_else(|| mac(&digest[12..18]));
     let mut host = EndPlan {
         name: host_name(attachment),
         alias: attachment.container_id.as_str().into(),
+        group: match conf.masquerade {
+            Some(false) => UNMASQUERADED_GROUP,
+            _ => 0,
+        },
         mac: host_mac,
         sysctls: Vec::new(),
         addresses: Vec::new(),
@@ -123,6 +167,7 @@ pub fn plan_add(
     let mut pod = EndPlan {
         name: attachment.ifname.as_str().into(),
         alias: String::new(),
+        group: 0,
         mac: pod_mac,
         ..host.clone()
     };
@@ -149,37 +194,26 @@ pub fn plan_add(
             });
         }
     }
+    let mut gateways = Vec::new();
     for address in addresses {
         let source =
             source_for(*address, node).ok_or(PlanError::NoTunnelAddress { address: *address })?;
-        let gateway = gateway_for(*address);
+        let gateway = gateway_for(*address, &conf.ranges);
+        gateways.push(gateway);
         host.neighbours.push((*address, pod_mac));
         host.routes.push(PlannedRoute {
-            destination: host_prefix(*address),
-            gateway: None,
             source: Some(source),
-            scope: SCOPE_LINK,
             protocol: PROTOCOL_CNI,
+            ..on_link(*address)
         });
         pod.addresses.push(host_prefix(*address));
         pod.neighbours.push((gateway, host_mac));
-        pod.routes.push(PlannedRoute {
-            destination: host_prefix(gateway),
-            gateway: None,
-            source: None,
-            scope: SCOPE_LINK,
-            protocol: PROTOCOL_BOOT,
-        });
-        pod.routes.push(PlannedRoute {
-            destination: default_route(*address),
-            gateway: Some(gateway),
-            source: None,
-            scope: SCOPE_UNIVERSE,
-            protocol: PROTOCOL_BOOT,
-        });
+        pod.routes.push(on_link(gateway));
     }
+    pod.routes.extend(routed(&gateways, &conf.routes)?);
     Ok(AttachPlan {
-        mtu_bytes: mtu_bytes.unwrap_or(node.mtu_bytes),
+        mtu_bytes: conf.mtu_bytes.unwrap_or(node.mtu_bytes),
+        gateways,
         host,
         pod,
     })
@@ -187,7 +221,7 @@ pub fn plan_add(
 
 impl AttachPlan {
     /// Adds this attachment to the result of the plugins before.
-    pub fn extend(&self, mut result: CniResult, netns: &str, dns: &Dns) -> CniResult {
+    pub fn extend(&self, mut result: CniResult, netns: &str, conf: &PodConf) -> CniResult {
         let interface = |end: &EndPlan, sandbox: Option<String>| Interface {
             name: end.name.clone(),
             mac: Some(mac_text(&end.mac)),
@@ -200,10 +234,8 @@ impl AttachPlan {
         result
             .interfaces
             .push(interface(&self.pod, Some(netns.to_owned())));
-        for address in &self.pod.addresses {
-            result
-                .ips
-                .push(IpConfig::new(*address, index, gateway_for(address.addr())));
+        for (address, gateway) in self.pod.addresses.iter().zip(&self.gateways) {
+            result.ips.push(IpConfig::new(*address, index, *gateway));
         }
         // The link routes to the gateways are left out: a route without a gateway is read as one
         // by the default gateway.
@@ -216,11 +248,17 @@ impl AttachPlan {
             result.routes.push(Route {
                 dst: route.destination,
                 gw: route.gateway,
+                details: RouteDetails {
+                    mtu_bytes: route.mtu_bytes,
+                    advmss_bytes: route.advmss_bytes,
+                    priority: route.metric,
+                    table: Some(route.table).filter(|table| *table != MAIN_TABLE),
+                },
                 extra: Default::default(),
             });
         }
-        if *dns != Dns::default() {
-            result.dns = dns.clone();
+        if !conf.dns.is_empty() {
+            result.dns = conf.dns.clone();
         }
         result
     }
@@ -243,11 +281,73 @@ fn mac(bytes: &[u8]) -> Mac {
     mac
 }
 
-fn mac_text(mac: &Mac) -> String {
+pub(crate) fn mac_text(mac: &Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-fn gateway_for(address: IpAddr) -> IpAddr {
+/// The route to what is on the link itself.
+fn on_link(address: IpAddr) -> PlannedRoute {
+    PlannedRoute {
+        destination: host_prefix(address),
+        gateway: None,
+        table: MAIN_TABLE,
+        metric: None,
+        mtu_bytes: None,
+        advmss_bytes: None,
+        source: None,
+        scope: SCOPE_LINK,
+        protocol: PROTOCOL_BOOT,
+    }
+}
+
+/// The pod's routes by its gateways: the default ones, and the configuration's. One that names a
+/// default route only says more about it.
+fn routed(gateways: &[IpAddr], extra: &[ExtraRoute]) -> Result<Vec<PlannedRoute>, PlanError> {
+    let by_gateway = |destination: IpNet, gateway: IpAddr| PlannedRoute {
+        destination,
+        gateway: Some(gateway),
+        scope: SCOPE_UNIVERSE,
+        ..on_link(gateway)
+    };
+    let defaults = gateways
+        .iter()
+        .map(|gw| by_gateway(default_route(*gw), *gw));
+    let mut routes: Vec<PlannedRoute> = defaults.collect();
+    for route in extra {
+        let dst = route.dst;
+        let same_family = |gw: &&IpAddr| gw.is_ipv4() == dst.addr().is_ipv4();
+        let gateway = *gateways
+            .iter()
+            .find(same_family)
+            .ok_or(PlanError::Family { dst })?;
+        if let Some(gw) = route.gw.filter(|gw| *gw != gateway) {
+            return Err(PlanError::Gateway { dst, gw, gateway });
+        }
+        let wanted = PlannedRoute {
+            table: route.table.unwrap_or(MAIN_TABLE),
+            metric: route.priority,
+            mtu_bytes: route.mtu_bytes,
+            advmss_bytes: route.advmss_bytes,
+            ..by_gateway(dst, gateway)
+        };
+        let same = |other: &&mut PlannedRoute| {
+            (other.destination, other.table) == (dst, wanted.table)
+                && (other.metric == wanted.metric || dst.prefix_len() == 0)
+        };
+        match routes.iter_mut().find(same) {
+            Some(other) => *other = wanted,
+            None => routes.push(wanted),
+        }
+    }
+    Ok(routes)
+}
+
+/// The gateway of the range that the address is in, else the common one.
+fn gateway_for(address: IpAddr, ranges: &[RangeConf]) -> IpAddr {
+    let own = ranges.iter().find(|range| range.contains(address));
+    if let Some(gateway) = own.and_then(|range| range.gateway) {
+        return gateway;
+    }
     if address.is_ipv4() {
         GATEWAY_V4.into()
     } else {

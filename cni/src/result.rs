@@ -9,10 +9,16 @@ use thiserror::Error;
 
 use crate::version::CniVersion;
 
-/// A `prevResult` that cannot be understood. Code 7.
+/// Why a `prevResult` is refused. Code 7.
 #[derive(Debug, Error)]
-#[error("prevResult of the network configuration cannot be understood: {0}")]
-pub struct PrevResultError(#[from] serde_json::Error);
+pub enum PrevResultError {
+    /// It is no result.
+    #[error("prevResult of the network configuration cannot be understood: {0}")]
+    Decode(#[from] serde_json::Error),
+    /// The verb needs one.
+    #[error("network configuration lacks \"prevResult\": CHECK needs the result of the ADD")]
+    Missing,
+}
 
 /// The result of an ADD. Keys that are not known here are kept as they came with a `prevResult`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -93,9 +99,29 @@ pub struct Route {
     /// By which gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
+    /// What this plugin has to say of it beside that; told from version 1.1.0 on.
+    #[serde(skip)]
+    pub details: RouteDetails,
     /// Other keys of a `prevResult`.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+/// The fields of a route that came with version 1.1.0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RouteDetails {
+    /// The path's MTU.
+    #[serde(rename = "mtu", skip_serializing_if = "Option::is_none")]
+    pub mtu_bytes: Option<u32>,
+    /// The largest TCP segment that is advertised.
+    #[serde(rename = "advmss", skip_serializing_if = "Option::is_none")]
+    pub advmss_bytes: Option<u32>,
+    /// The metric.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+    /// The routing table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
 }
 
 /// What a resolver is told, as in resolv.conf(5).
@@ -113,6 +139,13 @@ pub struct Dns {
     /// Options.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
+}
+
+impl Dns {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl CniResult {
@@ -147,6 +180,17 @@ impl CniResult {
                 .for_each(|interface| interface.mtu_bytes = None);
         }
         let mut value = json!(result);
+        if version >= CniVersion::V1_1_0
+            && let Some(routes) = value["routes"].as_array_mut()
+        {
+            for (route, told) in result.routes.iter().zip(routes) {
+                if let (Some(told), Value::Object(details)) =
+                    (told.as_object_mut(), json!(route.details))
+                {
+                    told.extend(details);
+                }
+            }
+        }
         value["cniVersion"] = version.as_str().into();
         value
     }

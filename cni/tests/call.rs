@@ -43,6 +43,7 @@ fn run(env: Env, stdin: Option<&[u8]>) -> (bool, Value, String) {
 }
 
 const VERSION: [(&str, &str); 1] = [("CNI_COMMAND", "VERSION")];
+const STATUS: [(&str, &str); 1] = [("CNI_COMMAND", "STATUS")];
 const DEL: [(&str, &str); 3] = [
     ("CNI_COMMAND", "DEL"),
     ("CNI_CONTAINERID", "c1"),
@@ -92,17 +93,40 @@ fn errors_are_json_with_the_right_code_and_version() {
             .to_string()
             .into_bytes()
     };
-    let cases: [(Env, Vec<u8>, u32, &str, &str); 8] = [
+    let gc = [("CNI_COMMAND", "GC"), ("CNI_PATH", "/opt/cni/bin")];
+    let check = [
+        ("CNI_COMMAND", "CHECK"),
+        ("CNI_CONTAINERID", "c1"),
+        ("CNI_NETNS", "/run/netns/c1"),
+        ("CNI_IFNAME", "eth0"),
+    ];
+    let cases: [(Env, Vec<u8>, u32, &str, &str); 12] = [
         (&[], Vec::new(), 4, "1.1.0", "CNI_COMMAND"),
-        (&[("CNI_COMMAND", "CHECK")], Vec::new(), 4, "1.1.0", "CHECK"),
-        (&[("CNI_COMMAND", "GC")], Vec::new(), 4, "1.1.0", "GC"),
         (
-            &[("CNI_COMMAND", "STATUS")],
+            &[("CNI_COMMAND", "CHECK")],
             Vec::new(),
             4,
             "1.1.0",
-            "STATUS",
+            "CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME",
         ),
+        (&[("CNI_COMMAND", "GC")], Vec::new(), 4, "1.1.0", "CNI_PATH"),
+        (
+            &[("CNI_COMMAND", "UPDATE")],
+            Vec::new(),
+            4,
+            "1.1.0",
+            "UPDATE",
+        ),
+        (
+            &[("CNI_COMMAND", "STATUS")],
+            Vec::new(),
+            6,
+            "1.1.0",
+            "empty",
+        ),
+        (&STATUS, conf("1.0.0", "n"), 1, "1.0.0", "STATUS"),
+        (&gc, conf("1.0.0", "n"), 1, "1.0.0", "GC"),
+        (&check, conf("0.3.1", "n"), 1, "0.3.1", "0.4.0"),
         (&DEL, Vec::new(), 6, "1.1.0", "empty"),
         (&DEL, conf("0.2.0", "n"), 1, "1.1.0", "0.2.0"),
         (&DEL, conf("0.4.0", ""), 7, "1.1.0", "name"),

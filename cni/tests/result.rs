@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
+use warren_cni::config::{ExtraRoute, PodConf, RangeConf};
 use warren_cni::env::{AttachmentId, ContainerId, IfName};
 use warren_cni::plan::{AttachPlan, PlanError, host_name, plan_add};
 use warren_cni::result::{CniResult, Dns, version_result};
@@ -36,9 +37,13 @@ fn node() -> NodeFile {
     }
 }
 
-fn plan(mtu_bytes: Option<u32>) -> AttachPlan {
+fn try_plan(conf: &PodConf) -> Result<AttachPlan, PlanError> {
     let addresses: [IpAddr; 2] = ["10.244.1.2", "fd00:0:0:1::2"].map(|a| a.parse().unwrap());
-    plan_add(&attachment("c1", "eth0"), &addresses, &node(), mtu_bytes).unwrap()
+    plan_add(&attachment("c1", "eth0"), &addresses, &node(), conf, None)
+}
+
+fn plan() -> AttachPlan {
+    try_plan(&PodConf::default()).unwrap()
 }
 
 fn golden(version: CniVersion) -> Value {
@@ -46,14 +51,18 @@ fn golden(version: CniVersion) -> Value {
         nameservers: vec!["10.0.0.53".into()],
         ..Dns::default()
     };
-    plan(None)
-        .extend(CniResult::default(), "/run/netns/c1", &dns)
+    let conf = PodConf {
+        dns,
+        ..PodConf::default()
+    };
+    plan()
+        .extend(CniResult::default(), "/run/netns/c1", &conf)
         .to_json(version)
 }
 
 #[test]
 fn results_of_1_1_0_and_1_0_0() {
-    let plan = plan(None);
+    let plan = plan();
     let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
     let (host_mac, pod_mac) = (mac(plan.host.mac), mac(plan.pod.mac));
     let expected = json!({
@@ -103,7 +112,7 @@ fn a_previous_result_is_kept_and_extended() {
         "ownPart": {"a": 1},
     });
     let before = CniResult::from_prev(Some(&previous)).unwrap();
-    let after = plan(None).extend(before, "/run/netns/c1", &Dns::default());
+    let after = plan().extend(before, "/run/netns/c1", &PodConf::default());
     let after = after.to_json(CniVersion::V0_4_0);
     for key in ["interfaces", "ips", "routes"] {
         assert_eq!(after[key][0], previous[key][0], "{key}");
@@ -169,6 +178,7 @@ fn hardware_addresses_are_local_unicast_and_differ() {
             &attachment(&format!("c{i}"), "eth0"),
             &addresses,
             &node(),
+            &PodConf::default(),
             None,
         );
         let plan = plan.unwrap();
@@ -182,7 +192,11 @@ fn hardware_addresses_are_local_unicast_and_differ() {
 #[test]
 fn an_address_outside_the_podcidr_still_gets_a_source_of_its_family() {
     let addresses = ["192.0.2.9".parse().unwrap()];
-    let plan = plan_add(&attachment("c1", "eth0"), &addresses, &node(), Some(1300)).unwrap();
+    let conf = PodConf {
+        mtu_bytes: Some(1300),
+        ..PodConf::default()
+    };
+    let plan = plan_add(&attachment("c1", "eth0"), &addresses, &node(), &conf, None).unwrap();
     assert_eq!(
         plan.host.routes[0].source,
         Some("10.244.1.1".parse().unwrap())
@@ -190,11 +204,129 @@ fn an_address_outside_the_podcidr_still_gets_a_source_of_its_family() {
     assert_eq!(plan.mtu_bytes, 1300);
     let mut v6_only = node();
     v6_only.tunnel_addresses.retain(IpAddr::is_ipv6);
-    let error = plan_add(&attachment("c1", "eth0"), &addresses, &v6_only, None).unwrap_err();
+    let error = plan_add(&attachment("c1", "eth0"), &addresses, &v6_only, &conf, None).unwrap_err();
     assert_eq!(
         error,
         PlanError::NoTunnelAddress {
             address: addresses[0]
         }
     );
+}
+
+fn route(dst: &str) -> ExtraRoute {
+    ExtraRoute {
+        dst: dst.parse().unwrap(),
+        gw: None,
+        mtu_bytes: None,
+        advmss_bytes: None,
+        priority: None,
+        table: None,
+    }
+}
+
+#[test]
+fn routes_of_the_configuration_go_by_the_pods_gateway_and_are_told_in_full_from_1_1_0_on() {
+    let conf = PodConf {
+        routes: vec![
+            ExtraRoute {
+                mtu_bytes: Some(1300),
+                advmss_bytes: Some(1200),
+                priority: Some(7),
+                table: Some(100),
+                ..route("192.0.2.0/24")
+            },
+            // Says more of the default route, which is there only once.
+            ExtraRoute {
+                gw: Some("fe80::1".parse().unwrap()),
+                mtu_bytes: Some(1290),
+                ..route("::/0")
+            },
+        ],
+        ..PodConf::default()
+    };
+    let plan = try_plan(&conf).unwrap();
+    let result = plan.extend(CniResult::default(), "/run/netns/c1", &conf);
+    let expected = json!([
+        {"dst": "0.0.0.0/0", "gw": "169.254.1.1"},
+        {"dst": "::/0", "gw": "fe80::1", "mtu": 1290},
+        {"dst": "192.0.2.0/24", "gw": "169.254.1.1", "mtu": 1300, "advmss": 1200, "priority": 7,
+         "table": 100},
+    ]);
+    assert_eq!(result.to_json(CniVersion::V1_1_0)["routes"], expected);
+    let older = json!([
+        {"dst": "0.0.0.0/0", "gw": "169.254.1.1"},
+        {"dst": "::/0", "gw": "fe80::1"},
+        {"dst": "192.0.2.0/24", "gw": "169.254.1.1"},
+    ]);
+    assert_eq!(result.to_json(CniVersion::V1_0_0)["routes"], older);
+}
+
+#[test]
+fn a_route_that_the_pod_cannot_have_is_refused() {
+    let conf = |route| PodConf {
+        routes: vec![route],
+        ..PodConf::default()
+    };
+    let by_other = ExtraRoute {
+        gw: Some("10.244.1.1".parse().unwrap()),
+        ..route("192.0.2.0/24")
+    };
+    let error = try_plan(&conf(by_other)).unwrap_err().to_string();
+    assert!(
+        error.contains("gw = 10.244.1.1") && error.contains("169.254.1.1"),
+        "{error}"
+    );
+    let only_v4 = ["10.244.1.2".parse().unwrap()];
+    let v6 = conf(route("2001:db8::/32"));
+    let error = plan_add(&attachment("c1", "eth0"), &only_v4, &node(), &v6, None).unwrap_err();
+    assert!(error.to_string().contains("2001:db8::/32"), "{error}");
+}
+
+#[test]
+fn the_gateway_of_a_range_is_its_pods_gateway() {
+    let range = |subnet: &str, gateway: Option<&str>| RangeConf {
+        subnet: subnet.parse().unwrap(),
+        first: None,
+        last: None,
+        gateway: gateway.map(|gw| gw.parse().unwrap()),
+        exclude: Vec::new(),
+    };
+    let conf = PodConf {
+        ranges: vec![
+            range("10.244.1.0/24", Some("10.244.1.254")),
+            range("fd00:0:0:1::/64", None),
+        ],
+        ..PodConf::default()
+    };
+    let plan = try_plan(&conf).unwrap();
+    let gateways: [IpAddr; 2] = ["10.244.1.254", "fe80::1"].map(|a| a.parse().unwrap());
+    assert_eq!(plan.gateways, gateways);
+    let neighbours: Vec<IpAddr> = plan.pod.neighbours.iter().map(|(a, _)| *a).collect();
+    assert_eq!(neighbours, gateways);
+    let result = plan.extend(CniResult::default(), "/run/netns/c1", &conf);
+    assert_eq!(result.ips[0].gateway, Some(gateways[0]));
+    assert_eq!(result.routes[0].gw, Some(gateways[0]));
+}
+
+#[test]
+fn pods_without_masquerade_are_marked_by_their_links_group() {
+    let group = |masquerade| {
+        let conf = PodConf {
+            masquerade,
+            ..PodConf::default()
+        };
+        try_plan(&conf).unwrap().host.group
+    };
+    assert_eq!([None, Some(true), Some(false)].map(group), [0, 0, 152]);
+}
+
+#[test]
+fn a_hardware_address_that_is_asked_for_is_the_pods_and_its_neighbours() {
+    let addresses = ["10.244.1.2".parse().unwrap()];
+    let mac = [0xc2, 1, 2, 3, 4, 5];
+    let attachment = attachment("c1", "eth0");
+    let conf = PodConf::default();
+    let plan = plan_add(&attachment, &addresses, &node(), &conf, Some(mac)).unwrap();
+    assert_eq!(plan.pod.mac, mac);
+    assert_eq!(plan.host.neighbours, [(addresses[0], mac)]);
 }

@@ -77,6 +77,44 @@ impl Ipam {
         self.store.update(|pool| Ok(pool.release(owner, now)))
     }
 
+    /// What the attachment has, if anything.
+    ///
+    /// # Errors
+    /// See [`Store::read`].
+    pub fn reservation(&self, owner: &AttachmentId) -> Result<Option<Reservation>, StoreError> {
+        Ok(self.reservations()?.into_iter().find(|reservation| {
+            reservation.container_id == owner.container_id.as_str()
+                && reservation.ifname == owner.ifname.as_str()
+        }))
+    }
+
+    /// All reservations of the network in this boot.
+    ///
+    /// # Errors
+    /// See [`Store::read`].
+    pub fn reservations(&self) -> Result<Vec<Reservation>, StoreError> {
+        let pool = self.store.read()?;
+        Ok(pool.map_or_else(Vec::new, |pool| pool.reservations().to_vec()))
+    }
+
+    /// Whether an address of each family of `ranges` could be given now; nothing is changed.
+    ///
+    /// # Errors
+    /// See [`Store::update_beside`] and [`Pool::reserve`].
+    pub fn check_free(&self, ranges: &BTreeSet<IpNet>) -> Result<(), StoreError> {
+        let now = uptime()?;
+        self.store
+            .update_beside(|pool, elsewhere| pool.clone().check_free(ranges, elsewhere, now))
+    }
+
+    /// How many other networks have addresses on this node.
+    ///
+    /// # Errors
+    /// See [`Store::update_beside`].
+    pub fn beside(&self) -> Result<usize, StoreError> {
+        self.store.beside()
+    }
+
     /// Undoes a fresh reservation that no pod ever used.
     ///
     /// # Errors

@@ -196,6 +196,29 @@ impl Pool {
         })
     }
 
+    /// Whether an address of each family of `ranges` is free.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn check_free(
+        &mut self,
+        ranges: &BTreeSet<IpNet>,
+        elsewhere: &BTreeSet<IpAddr>,
+        now: Uptime,
+    ) -> Result<(), PoolError> {
+        if ranges.is_empty() {
+            return Err(PoolError::NoRange);
+        }
+        for ipv6 in [false, true] {
+            let family = ranges.iter().copied();
+            let family: Vec<IpNet> = family.filter(|r| r.addr().is_ipv6() == ipv6).collect();
+            if !family.is_empty() {
+                self.pick_from(&family, elsewhere, now)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the attachment's addresses away from it; they cool down. Tells which they were.
     pub fn release(&mut self, owner: &AttachmentId, now: Uptime) -> Vec<IpAddr> {
         let addresses = self.remove(owner);

@@ -75,6 +75,28 @@ impl<D: Disk> Store<D> {
         self.folder.exists()
     }
 
+    /// The pool as it is stored; none when it is not there, or of an earlier boot.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Damaged`].
+    pub fn read(&self) -> Result<Option<Pool>, StoreError> {
+        let path = self.folder.join(format!("{}{SUFFIX}", self.network));
+        // Documents are replaced as a whole: no lock is needed to read one.
+        let pool = self.load(&path, &self.network)?;
+        Ok(pool.filter(|pool| pool.boot_id() == self.boot_id))
+    }
+
+    /// How many other networks have a pool here.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn beside(&self) -> Result<usize, StoreError> {
+        match self.exists() {
+            true => Ok(self.other_networks()?.len()),
+            false => Ok(0),
+        }
+    }
+
     /// Changes the pool under the lock. When `change` fails, or changes nothing, nothing is
     /// written.
     ///
@@ -162,8 +184,7 @@ impl<D: Disk> Store<D> {
             .map_err(io_error("replace", path))
     }
 
-    fn elsewhere(&self) -> Result<BTreeSet<IpAddr>, StoreError> {
-        let mut out = BTreeSet::new();
+    fn other_networks(&self) -> Result<Vec<String>, StoreError> {
         let list = || -> io::Result<Vec<String>> {
             let names = fs::read_dir(&self.folder)?.map(|entry| Ok(entry?.file_name()));
             let names: io::Result<Vec<_>> = names.collect();
@@ -172,14 +193,20 @@ impl<D: Disk> Store<D> {
                 .filter_map(|name| name.into_string().ok())
                 .collect())
         };
-        for file in list().map_err(io_error("list", &self.folder))? {
-            let other = file
-                .strip_suffix(SUFFIX)
-                .filter(|name| !name.starts_with('.'));
-            let Some(network) = other.filter(|name| *name != self.network) else {
-                continue;
-            };
-            if let Some(pool) = self.load(&self.folder.join(&file), network)?
+        let mut names = list().map_err(io_error("list", &self.folder))?;
+        names.retain(|name| !name.starts_with('.'));
+        let networks = names.iter().filter_map(|name| name.strip_suffix(SUFFIX));
+        Ok(networks
+            .filter(|name| *name != self.network)
+            .map(Into::into)
+            .collect())
+    }
+
+    fn elsewhere(&self) -> Result<BTreeSet<IpAddr>, StoreError> {
+        let mut out = BTreeSet::new();
+        for network in self.other_networks()? {
+            let path = self.folder.join(format!("{network}{SUFFIX}"));
+            if let Some(pool) = self.load(&path, &network)?
                 && pool.boot_id() == self.boot_id
             {
                 out.extend(

@@ -67,17 +67,17 @@ fn two_pods_reach_each_other_with_the_first_packet() {
     let ((a4, a6), (b4, b6)) = (addresses(&first), addresses(&second));
     assert_ne!((&a4, &a6), (&b4, &b6));
     for (from, to) in [(&a, &b4), (&a, &b6), (&b, &a4), (&b, &a6)] {
-        from.sh(&format!("ping -n -c 1 -W 1 {to}"));
+        from.sh(&format!("ping -n -c 1 -W 10 {to}"));
     }
     // Pod to node and node to pod.
     for to in ["10.244.1.1", "fd00:0:0:1::1"] {
-        a.sh(&format!("ping -n -c 1 -W 1 {to}"));
+        a.sh(&format!("ping -n -c 1 -W 10 {to}"));
     }
     for to in [&a4, &a6] {
-        world.node.sh(&format!("ping -n -c 1 -W 1 {to}"));
+        world.node.sh(&format!("ping -n -c 1 -W 10 {to}"));
     }
-    a.sh("ping -n -c 1 -W 1 127.0.0.1");
-    a.sh("ping -n -c 1 -W 1 ::1");
+    a.sh("ping -n -c 1 -W 10 127.0.0.1");
+    a.sh("ping -n -c 1 -W 10 ::1");
     // Nothing of it was against the filter.
     let rules = world.node.sh("nft list table inet warren");
     let counted: Vec<&str> = rules
@@ -188,7 +188,7 @@ fn ipv6_works_where_the_runtime_switched_it_off() {
     pod.sh("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6");
     pod.sh("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
     world.add("c1", &pod).ok();
-    pod.sh("ping -n -c 1 -W 1 fd00:0:0:1::1");
+    pod.sh("ping -n -c 1 -W 10 fd00:0:0:1::1");
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn a_node_of_one_family_attaches_pods_of_one_family() {
         let result = world.add(&format!("c{i}"), &pod).ok();
         assert_eq!(result["ips"].as_array().unwrap().len(), 1);
         assert_eq!(result["routes"].as_array().unwrap().len(), 1);
-        pod.sh(&format!("ping -n -c 1 -W 1 {ping}"));
+        pod.sh(&format!("ping -n -c 1 -W 10 {ping}"));
     }
 }
 
@@ -287,7 +287,7 @@ fn a_second_add_fails_and_leaves_the_first_one_whole() {
         pod.sh("ip addr; ip route; ip -6 route"),
     );
     assert_eq!(before, after);
-    pod.sh("ping -n -c 1 -W 1 10.244.1.1");
+    pod.sh("ping -n -c 1 -W 10 10.244.1.1");
     // Another interface of the same container is another attachment.
     let second = world.call(
         "ADD",
@@ -419,7 +419,9 @@ fn pods_attached_at_once_get_different_addresses() {
     assert_eq!(distinct.len(), 8);
     for pod in &pods {
         for (v4, v6) in &distinct {
-            pod.sh(&format!("ping -n -c 1 -W 1 {v4} && ping -n -c 1 -W 1 {v6}"));
+            pod.sh(&format!(
+                "ping -n -c 1 -W 10 {v4} && ping -n -c 1 -W 10 {v6}"
+            ));
         }
     }
 }

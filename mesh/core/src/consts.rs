@@ -22,6 +22,9 @@ pub const UNREACHABLE_METRIC: u32 = 0xffff_fff0;
 pub const NFT_TABLE: &str = "warren";
 /// How the host side of every pod's veth starts.
 pub const VETH_PREFIX: &str = "wrn";
+/// Link group (ip-link(8)) of the host sides of pods that are not to be masqueraded: the plugin
+/// sets it, and the agent's rules look for it.
+pub const UNMASQUERADED_GROUP: u32 = 152;
 /// The pods' IPv4 default gateway; answered for by a permanent neighbour entry.
 pub const GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);
 /// The pods' IPv6 default gateway.
@@ -98,6 +101,12 @@ pub mod rule_comment {
     pub const POD_TO_NODE_V4: &str = "warren:pod-to-node-v4";
     /// A packet from a pod to a peer's IPv6 node address that would not take the tunnel.
     pub const POD_TO_NODE_V6: &str = "warren:pod-to-node-v6";
+    /// What a pod sends whose network has no masquerade.
+    pub const NAT_UNMASQUERADED: &str = "warren:nat-unmasqueraded";
+    /// What a pod sends over IPv4 to outside the mesh.
+    pub const MASQUERADE_V4: &str = "warren:masquerade-v4";
+    /// What a pod sends over IPv6 to outside the mesh.
+    pub const MASQUERADE_V6: &str = "warren:masquerade-v6";
     /// The rules that drop: without any one of them a node is not protected.
     pub const REQUIRED: [&str; 13] = [
         ANTISPOOF,

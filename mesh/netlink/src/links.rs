@@ -27,6 +27,8 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// Its alias (ip-link(8)), at most 255 bytes.
     pub alias: Option<String>,
+    /// Its group (ip-link(8)); 0 by default.
+    pub group: u32,
     /// Its driver's name in rtnetlink, such as `veth` or `tun`; none on hardware.
     pub kind: Option<String>,
     /// The index of the link below it; for a veth its peer, in the peer's namespace.
@@ -40,6 +42,8 @@ pub struct VethSpec<'a> {
     pub name: &'a str,
     /// Alias of that end.
     pub alias: Option<&'a str>,
+    /// Group of that end; 0 is the kernel's default.
+    pub group: u32,
     /// MTU of that end in bytes.
     pub mtu: u32,
     /// Hardware address of that end; by default the kernel's choice.
@@ -125,6 +129,7 @@ impl Netlink {
 
         let mut message = LinkMessage::default();
         message.attributes = end_attributes(spec.name, spec.mtu, spec.mac);
+        message.attributes.push(LinkAttribute::Group(spec.group));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
@@ -250,6 +255,7 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
         mtu: 0,
         mac: None,
         alias: None,
+        group: 0,
         kind: None,
         lower: None,
     };
@@ -259,6 +265,7 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::Link(index) => link.lower = Some(index),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.into_iter().find_map(|info| match info {

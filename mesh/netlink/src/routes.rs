@@ -85,6 +85,8 @@ pub struct Route {
     pub metric: u32,
     /// Largest packet in bytes; none means the link's MTU.
     pub mtu: Option<u32>,
+    /// Largest TCP segment in bytes to advertise; none means what fits the MTU.
+    pub advmss: Option<u32>,
     /// Who made it (`RTPROT_*`, linux/rtnetlink.h): 2 the kernel, 3 and 4 people, 9 router
     /// advertisements.
     pub protocol: u8,
@@ -157,6 +159,7 @@ impl Route {
             src: None,
             metric: 0,
             mtu: None,
+            advmss: None,
             protocol,
             scope: 0,
             onlink: false,
@@ -374,11 +377,14 @@ fn message_of(route: &Route) -> RouteMessage {
     if route.metric != 0 {
         attributes.push(RouteAttribute::Priority(route.metric));
     }
-    attributes.extend(
-        route
-            .mtu
-            .map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])),
-    );
+    let mtu = route.mtu.map(RouteMetric::Mtu);
+    let metrics: Vec<_> = mtu
+        .into_iter()
+        .chain(route.advmss.map(RouteMetric::Advmss))
+        .collect();
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
+    }
     message
 }
 
@@ -414,10 +420,13 @@ pub(crate) fn route_of(message: RouteNetlinkMessage) -> Option<Route> {
             RouteAttribute::PrefSource(address) => route.src = ip_of(&address),
             RouteAttribute::Priority(metric) => route.metric = metric,
             RouteAttribute::Metrics(metrics) => {
-                route.mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => route.mtu = Some(mtu),
+                        RouteMetric::Advmss(advmss) => route.advmss = Some(advmss),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }

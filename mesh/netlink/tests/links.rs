@@ -37,6 +37,7 @@ fn a_veth_is_made_with_its_peer_straight_in_the_other_namespace() {
         let spec = VethSpec {
             name: "wrn0",
             alias: Some("container-1"),
+            group: 0,
             mtu: 1450,
             mac: Some(NEAR_MAC),
             peer,
@@ -87,6 +88,7 @@ fn a_veth_whose_alias_is_refused_is_not_left_behind() {
         let spec = VethSpec {
             name: "wrn0",
             alias: Some(&long),
+            group: 0,
             mtu: 1500,
             mac: None,
             peer,
@@ -172,6 +174,7 @@ fn a_hundred_links_are_listed_from_a_dump_of_many_datagrams() {
             let spec = VethSpec {
                 name: &name,
                 alias: None,
+                group: 0,
                 mtu: 1500,
                 mac: None,
                 peer,

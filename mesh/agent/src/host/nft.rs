@@ -14,7 +14,7 @@ use serde_json::Value;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use warren_core::consts::{NFT_TABLE, VETH_PREFIX, rule_comment as rule};
+use warren_core::consts::{NFT_TABLE, UNMASQUERADED_GROUP, VETH_PREFIX, rule_comment as rule};
 use warren_core::state::FilterSpec;
 
 /// How long `nft` may take.
@@ -200,14 +200,18 @@ pub fn ruleset(spec: &FilterSpec) -> String {
         nat.push(format!("oifname \"lo\" {}", accept("nat-lo")));
         nat.push(format!("oifname \"{tunnel}\" {}", accept("nat-tunnel")));
         nat.push(format!("oifname \"{VETH_PREFIX}*\" {}", accept("nat-pod")));
-        let to = |family: &str| format!("masquerade {}", comment(&format!("masquerade-{family}")));
+        nat.push(format!(
+            "iifgroup {UNMASQUERADED_GROUP} accept comment \"{}\"",
+            rule::NAT_UNMASQUERADED
+        ));
+        let to = |comment: &str| format!("masquerade comment \"{comment}\"");
         nat.push(format!(
             "ip saddr @ownpod_v4 ip daddr != @pod_v4 {}",
-            to("v4")
+            to(rule::MASQUERADE_V4)
         ));
         nat.push(format!(
             "ip6 saddr @ownpod_v6 ip6 daddr != @pod_v6 {}",
-            to("v6")
+            to(rule::MASQUERADE_V6)
         ));
     }
     chain(

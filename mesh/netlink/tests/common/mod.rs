@@ -83,6 +83,7 @@ pub(crate) async fn veth(
     let spec = VethSpec {
         name,
         alias: None,
+        group: 0,
         mtu: 1500,
         mac: None,
         peer,

@@ -1,0 +1,64 @@
+//! ADD: attaches a pod, or leaves nothing behind.
+
+use std::path::Path;
+
+use serde_json::Value;
+use warren_netlink::Netlink;
+
+use crate::attach::{self, AttachError, Pod};
+use crate::config::NetConf;
+use crate::env::PodRequest;
+use crate::error::Error;
+use crate::ipam::Ipam;
+use crate::plan::{AttachPlan, plan_add};
+use crate::protect;
+use crate::result::CniResult;
+
+/// Attaches the pod; returns the result for the runtime.
+///
+/// # Errors
+/// [`Error`]; what was made is gone again, but for what [`AttachError::Undo`] names.
+pub(crate) async fn add(conf: &NetConf, request: &PodRequest) -> Result<Value, Error> {
+    let pod_conf = conf.pod()?;
+    let previous = CniResult::from_prev(conf.prev_result.as_ref())?;
+    let node = protect::load_node(&conf.state_dir)?;
+    let host = Netlink::open().map_err(AttachError::from)?;
+    protect::check(&host, &node).await?;
+    // All that can be refused is refused before an address is taken.
+    let pod = Pod::open(&request.netns)?;
+    pod.refuse_taken(&request.attachment.ifname).await?;
+    let ipam = Ipam::open(&conf.state_dir, &conf.name)?;
+    let name = request.args.pod.as_deref();
+    let granted = ipam.reserve(&request.attachment, name, &node.pod_cidrs)?;
+    let made = async {
+        let mac = pod_conf.asked.mac.or(request.args.mac);
+        let attachment = &request.attachment;
+        let plan = plan_add(attachment, &granted.addresses, &node, &pod_conf, mac)?;
+        attach::attach(&host, &pod, &plan).await?;
+        Ok(plan)
+    };
+    let plan: AttachPlan = match made.await {
+        Ok(plan) => plan,
+        Err(error) => {
+            // What is left of a pod keeps its address, and so does an earlier ADD's pod.
+            let left = matches!(error, Error::Attach(AttachError::Undo { .. }));
+            if granted.fresh
+                && !left
+                && let Err(undo) = ipam.give_back(&request.attachment)
+            {
+                tracing::warn!(error = %undo, "the addresses stay reserved until DEL");
+            }
+            return Err(error);
+        }
+    };
+    tracing::debug!(interface = plan.host.name, addresses = ?granted.addresses, "attached");
+    let netns = netns_text(&request.netns);
+    Ok(plan
+        .extend(previous, &netns, &pod_conf)
+        .to_json(conf.version))
+}
+
+/// The namespace's path as the result tells it.
+fn netns_text(netns: &Path) -> String {
+    netns.to_string_lossy().into_owned()
+}

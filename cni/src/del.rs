@@ -1,0 +1,42 @@
+//! DEL: detaches a pod, whatever is left of it.
+
+use warren_netlink::Netlink;
+
+use crate::attach;
+use crate::config::NetConf;
+use crate::env::AttachmentId;
+use crate::error::Error;
+use crate::ipam::Ipam;
+
+/// Removes the attachment. What is not there is removed already.
+///
+/// # Errors
+/// [`Error::Detach`] with all that went wrong; the rest was removed.
+pub(crate) async fn del(conf: &NetConf, attachment: &AttachmentId) -> Result<(), Error> {
+    let errors = remove(conf, attachment).await;
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Detach(errors)),
+    }
+}
+
+/// Removes all of an attachment that can be removed; returns what went wrong.
+pub(crate) async fn remove(conf: &NetConf, attachment: &AttachmentId) -> Vec<Error> {
+    let mut errors = Vec::new();
+    let detached = match Netlink::open() {
+        Ok(host) => attach::detach(&host, attachment).await,
+        Err(error) => Err(error.into()),
+    };
+    // While the interface may be there, its address is not free.
+    match detached {
+        Ok(found) => {
+            tracing::debug!(found, "interface removed");
+            match Ipam::open(&conf.state_dir, &conf.name).and_then(|i| i.release(attachment)) {
+                Ok(addresses) => tracing::debug!(?addresses, "addresses released"),
+                Err(error) => errors.push(error.into()),
+            }
+        }
+        Err(error) => errors.push(error.into()),
+    }
+    errors
+}

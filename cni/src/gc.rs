@@ -1,0 +1,83 @@
+//! GC: removes what belongs to no valid attachment of the network.
+
+use std::collections::BTreeSet;
+
+use warren_core::consts::VETH_PREFIX;
+use warren_netlink::Netlink;
+
+use crate::attach::{AttachError, remove_link};
+use crate::config::NetConf;
+use crate::del;
+use crate::env::{AttachmentId, ContainerId, IfName};
+use crate::error::Error;
+use crate::ipam::{Ipam, Reservation};
+use crate::plan::host_name;
+
+/// Removes interfaces and reservations that the runtime's list does not have; nothing when it gave
+/// no list.
+///
+/// # Errors
+/// [`Error::Detach`] with all that went wrong; the rest was removed. [`Error::Config`] when the list
+/// is none: nothing was removed.
+pub(crate) async fn gc(conf: &NetConf) -> Result<(), Error> {
+    let Some(valid) = conf.valid_attachments()? else {
+        tracing::info!("no list of valid attachments: nothing is removed");
+        return Ok(());
+    };
+    let valid: BTreeSet<AttachmentId> = valid.into_iter().collect();
+    let host = Netlink::open().map_err(AttachError::from)?;
+    let mut errors = Vec::new();
+    // Before the reservations: whoever has an interface reserved before.
+    let links = host.links().await.map_err(AttachError::from);
+    let ipam = Ipam::open(&conf.state_dir, &conf.name)?;
+    match ipam.reservations() {
+        Ok(reservations) => {
+            for stale in reservations.iter().filter_map(id_of) {
+                if !valid.contains(&stale) {
+                    tracing::info!(attachment = %stale, "not valid any more");
+                    errors.append(&mut del::remove(conf, &stale).await);
+                }
+            }
+        }
+        Err(error) => errors.push(error.into()),
+    }
+    // Interfaces whose reservation was lost.
+    let strays = match (links, ipam.beside()) {
+        (Ok(links), Ok(0)) => {
+            let kept: BTreeSet<String> = valid.iter().map(host_name).collect();
+            let names = links.into_iter().map(|link| link.name);
+            names
+                .filter(|name| name.starts_with(VETH_PREFIX) && !kept.contains(name))
+                .collect()
+        }
+        (Ok(_), Ok(networks)) => {
+            // Nothing but a reservation tells which network an interface is of.
+            tracing::debug!(networks, "interfaces without a reservation are left alone");
+            Vec::new()
+        }
+        (links, networks) => {
+            errors.extend(links.err().map(Error::from));
+            errors.extend(networks.err().map(Error::from));
+            Vec::new()
+        }
+    };
+    for name in strays {
+        match remove_link(&host, &name).await {
+            Ok(true) => tracing::info!(interface = name, "removed: no valid attachment has it"),
+            Ok(false) => {}
+            Err(error) => errors.push(AttachError::from(error).into()),
+        }
+    }
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Detach(errors)),
+    }
+}
+
+/// The attachment of a reservation, if it names one.
+fn id_of(reservation: &Reservation) -> Option<AttachmentId> {
+    Some(AttachmentId {
+        container_id: ContainerId::new(&*reservation.container_id)?,
+        ifname: IfName::new(&*reservation.ifname)?,
+    })
+}
