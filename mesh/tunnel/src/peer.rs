@@ -44,8 +44,10 @@ pub(crate) struct Peer {
     /// A source that was followed through the device itself, and when that was noticed.
     not_followed: Option<(SocketAddr, Instant)>,
     pub(crate) keepalive_seconds: u16,
-    /// `None` while the device has no private key.
+    /// `None` while the device has no private key, and until it is needed.
     pub(crate) session: Option<Session>,
+    /// The newest initiation that the session before has accepted.
+    pub(crate) last_initiation: Option<Box<[u8]>>,
     /// The 24 bits that prefix the session's indices.
     pub(crate) index: Option<u32>,
     pub(crate) waiting: WaitingQueue,
@@ -77,6 +79,7 @@ impl Peer {
             not_followed: None,
             keepalive_seconds: 0,
             session: None,
+            last_initiation: None,
             index: None,
             waiting: WaitingQueue::default(),
             inner_mtu,

@@ -12,14 +12,15 @@ mod uapi_device;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use uapi_device::{Socket, private_key, public_key, start};
-use warren_lab::{Host, Lab, Proc, Result, require};
+use uapi_device::{PATIENCE, Socket, private_key, public_key, start};
+use warren_lab::{Host, Lab, Proc, Result, poll_until, require};
 
 #[test]
 fn a_thousand_peers_with_ten_prefixes_each_are_set_at_once() -> Result<()> {
     require!();
     let lab = Lab::new("uapiscale")?;
-    let (_tunnel, socket) = start(&lab.host("node")?, "wg0")?;
+    let node = lab.host("node")?;
+    let (_tunnel, socket) = start(&node, "wg0")?;
     let key = private_key(5000).to_hex();
     let mut lines = format!("private_key={}\nreplace_peers=true\n", *key);
     for n in 0..1000 {
@@ -40,12 +41,86 @@ fn a_thousand_peers_with_ten_prefixes_each_are_set_at_once() -> Result<()> {
         let bound = if cfg!(debug_assertions) { 10 } else { 1 };
         assert!(took < Duration::from_secs(bound), "{what}: {took:?}");
     }
+    // By the stock `wg`, which reads the present peers first and sends what differs.
+    let dir = socket.0.parent().unwrap().display().to_string();
+    node.sh(&format!(
+        "mkdir -p /var/run/wireguard && mount --bind {dir} /var/run/wireguard
+         wg showconf wg0 > /run/conf"
+    ))?;
+    for command in ["syncconf", "setconf"] {
+        let started = Instant::now();
+        node.run(&["wg", command, "wg0", "/run/conf"])?;
+        println!("the same by wg {command}: {:?}", started.elapsed());
+    }
     let started = Instant::now();
     let state = socket.get();
     println!("their get: {:?}", started.elapsed());
     assert_eq!(state.matches("public_key=").count(), 1000);
     assert_eq!(state.matches("allowed_ip=").count(), 10_000);
     Ok(())
+}
+
+#[test]
+fn a_large_set_does_not_hold_up_the_packets_of_others() -> Result<()> {
+    require!();
+    let lab = Lab::new("uapistall")?;
+    let node = |n: u32| -> Result<(Host, Proc, Socket)> {
+        let host = lab.host(&format!("node{n}"))?;
+        let (tunnel, socket) = start(&host, "wg0")?;
+        let other = 3 - n;
+        host.sh(&format!(
+            "ip link set wg0 up; ip address add 10.9.0.{n}/32 dev wg0
+             ip route add 10.9.0.{other}/32 dev wg0"
+        ))?;
+        let key = private_key(n).to_hex();
+        socket.set(&format!(
+            "private_key={}\nlisten_port=51820\npublic_key={}\nendpoint=192.0.2.{other}:51820\n\
+             allowed_ip=10.9.0.{other}/32\n",
+            *key,
+            public_key(other)
+        ));
+        Ok((host, tunnel, socket))
+    };
+    let (node1, node2) = (node(1)?, node(2)?);
+    lab.connect(
+        node1.0.end("eth0").addr("192.0.2.1/24"),
+        node2.0.end("eth0").addr("192.0.2.2/24"),
+    )?;
+    // Their first handshakes came before the cable.
+    let ping = ["ping", "-c1", "-W1", "10.9.0.1"];
+    poll_until(PATIENCE, "a ping", || {
+        node2.0.try_run(&ping).is_ok_and(|output| output.success())
+    })?;
+    let new = thousand_peers(10_000);
+    let in_place = new.replace("endpoint", "replace_allowed_ips=true\nendpoint");
+    for (what, lines) in [("new", &new), ("in place", &in_place)] {
+        let flow = ["ping", "-q", "-i0.001", "-c2000", "-W2", "10.9.0.1"];
+        let flow = node2.0.spawn_argv(&flow)?;
+        std::thread::sleep(Duration::from_millis(500));
+        node1.2.set(lines);
+        assert!(flow.is_running(), "the set took longer than the flow");
+        assert!(flow.wait_timeout(Duration::from_secs(20)).is_ok());
+        let log = flow.log();
+        println!(
+            "1,000 peers with 10 prefixes each, {what}, beside traffic: {}",
+            log.trim()
+        );
+        assert!(log.contains(" 0% packet loss"), "{log}");
+    }
+    Ok(())
+}
+
+/// A thousand peers with ten prefixes each, with the keys of these numbers.
+fn thousand_peers(first_key: u32) -> String {
+    let mut lines = String::new();
+    for n in 0..1000 {
+        let peer = public_key(first_key + n);
+        write!(lines, "public_key={peer}\nendpoint=192.0.2.9:{}\n", n + 1).unwrap();
+        for k in 0..10 {
+            writeln!(lines, "allowed_ip=10.{}.{}.{k}/32", 100 + n / 250, n % 250).unwrap();
+        }
+    }
+    lines
 }
 
 #[test]

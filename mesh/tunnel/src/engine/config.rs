@@ -114,7 +114,7 @@ impl Engine {
         self.private_key = private_key;
         let ids: Vec<PeerId> = self.by_key.values().copied().collect();
         for id in ids {
-            self.renew_session(now, id);
+            self.end_session(id);
             self.enqueue_start(id, now);
         }
     }
@@ -134,15 +134,15 @@ impl Engine {
             None => self.add_peer(key),
         };
         let mut start = known.is_none();
+        let mut new_keys = false;
         let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
             return;
         };
-        let mut renew = known.is_none();
         if let Some(preshared_key) = &update.preshared_key {
             let new: Option<PresharedKey> =
                 (!preshared_key.is_zero()).then(|| preshared_key.clone());
-            renew |= new != peer.preshared_key;
-            start |= renew;
+            new_keys = new != peer.preshared_key;
+            start |= new_keys;
             peer.preshared_key = new;
         }
         if let Some(endpoint) = update.endpoint {
@@ -163,8 +163,8 @@ impl Engine {
             }
             self.timers.schedule(id, peer, now);
         }
-        if renew {
-            self.renew_session(now, id);
+        if new_keys {
+            self.end_session(id);
         }
         if start {
             self.enqueue_start(id, now);
@@ -218,10 +218,9 @@ impl Engine {
         self.free.push(id);
     }
 
-    /// Gives a peer a session with the keys that it has now, under a new index: boringtun cannot
-    /// change the keys of one that exists.
-    fn renew_session(&mut self, now: Instant, id: PeerId) {
-        let index = self.new_index();
+    /// Ends a peer's session, whose keys are no longer the right ones: boringtun cannot change them.
+    /// The next one is made when it is needed.
+    fn end_session(&mut self, id: PeerId) {
         let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
             return;
         };
@@ -234,25 +233,39 @@ impl Engine {
             &mut self.counters.drops,
         );
         peer.deadline = None;
-        let last_initiation = peer.session.take().and_then(Session::into_last_initiation);
-        let random = self.random.fork();
-        peer.session = self.identity.as_ref().map(|identity| {
-            let parts = SessionParts {
-                peer: peer.public_key,
-                preshared_key: peer.preshared_key.as_ref(),
-                index,
-                last_initiation,
-                limits: self.message_limits,
-                random,
-            };
-            let mut session = Session::new(identity, parts);
-            session.set_keepalive(now, peer.keepalive());
-            session
-        });
-        if peer.session.is_some() {
-            peer.index = Some(index);
-            self.by_index.insert(index, id);
+        if let Some(session) = peer.session.take() {
+            peer.last_initiation = session.into_last_initiation();
         }
+    }
+
+    /// Gives a peer a session with the keys that it has now, under a new index, unless the device
+    /// has no key. That costs a key exchange: a thousand of them with the request that adds a
+    /// thousand peers would hold up the packets of all others.
+    #[cold]
+    pub(super) fn make_session(&mut self, now: Instant, id: PeerId) {
+        if self.identity.is_none() {
+            return;
+        }
+        let index = self.new_index();
+        let random = self.random.fork();
+        let (Some(Some(peer)), Some(identity)) =
+            (self.peers.get_mut(id.0 as usize), &self.identity)
+        else {
+            return;
+        };
+        let parts = SessionParts {
+            peer: peer.public_key,
+            preshared_key: peer.preshared_key.as_ref(),
+            index,
+            last_initiation: peer.last_initiation.take(),
+            limits: self.message_limits,
+            random,
+        };
+        let mut session = Session::new(identity, parts);
+        session.set_keepalive(now, peer.keepalive());
+        peer.session = Some(session);
+        peer.index = Some(index);
+        self.by_index.insert(index, id);
     }
 
     fn new_index(&mut self) -> u32 {

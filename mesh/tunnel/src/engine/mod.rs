@@ -404,6 +404,12 @@ impl Engine {
         work: impl FnOnce(&mut Peer, &mut Context<'_>) -> R,
     ) -> R {
         let made_before = out.datagrams().len();
+        if self.peers[id.0 as usize]
+            .as_ref()
+            .is_some_and(|peer| peer.session.is_none())
+        {
+            self.make_session(now.monotonic, id);
+        }
         let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
             unreachable!("peer {id:?} is looked up but gone");
         };
