@@ -1,10 +1,12 @@
 //! This node: what it is made of, and what it tells of itself.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
+use ipnet::IpNet;
 use warren_core::consts::annotation;
-use warren_core::{Endpoints, LocalNode, NodeRecord, NodeUid, NodeView};
+use warren_core::{Endpoints, LocalNode, NodeRecord, NodeReject, NodeUid, NodeView};
 use warren_keyring::PublicKey;
 
 use crate::config::Config;
@@ -115,4 +117,34 @@ pub fn refused_by_peers(config: &Config, own_view: &NodeView) -> Option<String> 
     judged
         .err()
         .map(|reject| format!("the other nodes refuse this one: {reject}"))
+}
+
+/// Why the peers refuse this node, when another one has what it claims; with what to do about it.
+pub fn clashes_with_peers(reject: &NodeReject) -> String {
+    let cure = match reject {
+        NodeReject::DuplicateKey { .. } => {
+            "; was a disk or a machine cloned? This node stays without peers. Stop warren-tunnel, \
+             remove its private.key, and start it again"
+        }
+        NodeReject::PodCidrOverlap { .. } => "; give this node pod-cidrs of its own",
+        NodeReject::EndpointConflict { .. } => "; give this node an endpoint of its own",
+        _ => "",
+    };
+    format!("the other nodes refuse this one: {reject}{cure}")
+}
+
+/// Pods that have addresses of an earlier podCIDR of this node: no other node routes to them.
+pub fn stranded_pods(config: &Config, pods: &BTreeSet<IpNet>) -> Option<String> {
+    let ours = |pod: &IpNet| config.pod_cidrs.iter().any(|cidr| cidr.contains(pod));
+    let mut stranded = pods.iter().filter(|pod| !ours(pod));
+    let first = stranded.next()?;
+    let more = match stranded.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "pod address {}{more} is outside this node's podCIDRs, which have changed: other nodes do \
+         not reach it; make these pods anew",
+        first.addr()
+    ))
 }

@@ -309,3 +309,38 @@ async fn a_directory_that_cannot_be_written_is_an_error_that_names_it() {
         .to_string();
     assert!(error.contains("/nonexistent/nodes"), "{error}");
 }
+
+#[tokio::test]
+async fn a_record_that_cannot_be_written_is_tried_again_ever_less_often_and_at_once_when_it_changes()
+ {
+    let directory = Directory::new();
+    let mut registry = directory.open("node-1", &[]);
+    directory.take_away();
+    let mut own = own_record("node-1");
+    let first = registry.publish(&own).await.unwrap_err().to_string();
+    let again = registry.publish(&own).await.unwrap_err().to_string();
+    assert_eq!(again, format!("{first}; the next try comes within 1 s"));
+    directory.bring_back();
+    // What is written now is not what failed, and need not wait.
+    own.underlay_mtu_bytes = 1400;
+    assert!(registry.publish(&own).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_directory_that_came_back_is_written_to_at_once() {
+    let directory = Directory::new();
+    directory.put(&view("node-2", "b"));
+    let mut follower = synced(&directory).await;
+    directory.take_away();
+    follower.until("trouble", |f| !f.troubles.is_empty()).await;
+    for _ in 0..5 {
+        let own = own_record("node-1");
+        follower.registry.publish(&own).await.unwrap_err();
+    }
+    directory.bring_back();
+    follower
+        .until("no trouble", |f| f.troubles.is_empty())
+        .await;
+    let own = own_record("node-1");
+    assert!(follower.registry.publish(&own).await.unwrap());
+}

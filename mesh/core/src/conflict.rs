@@ -2,7 +2,8 @@
 //!
 //! An incumbent keeps what it held in the last accepted view; a newcomer that claims it is refused.
 //! Where neither held it, both are refused: else whoever writes last to the registry could cut off
-//! another node. This node is always the incumbent of what it has.
+//! another node. This node never grants to others what it has itself; whether the others grant it
+//! to this node is another question ([`own_reject`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -82,6 +83,42 @@ pub(crate) fn resolve(
         }
     }
     verdict
+}
+
+/// Why the other nodes refuse this one, as far as can be told from here: another node has what this
+/// one claims, and this one did not hold it in the last accepted view. The key comes first.
+pub(crate) fn own_reject(
+    local: &LocalNode,
+    records: &BTreeMap<NodeName, NodeRecord>,
+    incumbents: &BTreeMap<NodeName, NodeRecord>,
+) -> Option<NodeReject> {
+    let own = local.record();
+    let before = incumbents.get(&local.name);
+    let held = before
+        .filter(|before| before.uid == local.uid)
+        .map(claims)
+        .unwrap_or_default();
+    let mut verdict = Verdict::default();
+    for claim in claims(&own).difference(&held) {
+        for record in records.values() {
+            let theirs = claims(record)
+                .into_iter()
+                .find(|other| claim.clashes(other));
+            if let Some(theirs) = theirs {
+                verdict.refuse(&(&local.name, claim.clone()), &(&record.name, theirs));
+            }
+        }
+    }
+    verdict.rejects.remove(&local.name)
+}
+
+impl Claim {
+    fn clashes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::PodCidr(a), Self::PodCidr(b)) => overlap(a, b),
+            _ => self == other,
+        }
+    }
 }
 
 impl Verdict {

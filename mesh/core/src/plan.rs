@@ -69,6 +69,22 @@ pub struct LocalNode {
     pub underlay_mtu_bytes: u32,
 }
 
+impl LocalNode {
+    /// This node as the others know it.
+    pub fn record(&self) -> NodeRecord {
+        NodeRecord {
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            public_key: self.public_key,
+            next_public_key: None,
+            pod_cidrs: self.pod_cidrs.clone(),
+            addresses: self.addresses.clone(),
+            endpoints: self.endpoints.clone(),
+            mtu: Some(self.underlay_mtu_bytes),
+        }
+    }
+}
+
 /// All that a plan is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanInput<'a> {
@@ -78,7 +94,7 @@ pub struct PlanInput<'a> {
     pub local: &'a LocalNode,
     /// Every node that the registry tells of; this node's own entry is ignored.
     pub views: &'a BTreeMap<String, NodeView>,
-    /// The records that were accepted last.
+    /// The records that were accepted last; this node's own once it was alone with its claims.
     pub incumbents: &'a BTreeMap<NodeName, NodeRecord>,
     /// The MTU of the underlay's route to an endpoint's address, in bytes.
     pub path_mtu: &'a BTreeMap<IpAddr, u32>,
@@ -95,6 +111,9 @@ pub struct Plan {
     pub rejects: BTreeMap<String, NodeReject>,
     /// Claims of accepted nodes that were not granted.
     pub notices: BTreeMap<NodeName, NodeNotice>,
+    /// Why the other nodes refuse this one: another node has what this one claims, and this one did
+    /// not hold it in the last accepted view. With another node's key it has no peers at all.
+    pub own_reject: Option<NodeReject>,
 }
 
 /// An accepted node, with what was chosen for it.
@@ -143,7 +162,7 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
     // An incumbent whose record is refused for the moment keeps its claims while this life of it is
     // in the registry: a slip in an annotation must not open its ranges to others.
     let mut claimants = records.clone();
-    for (name, incumbent) in input.incumbents {
+    for (name, incumbent) in input.incumbents.iter().filter(|(n, _)| **n != local.name) {
         let present = input
             .views
             .get(name.as_str())
@@ -153,6 +172,10 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
         }
     }
     let verdict = conflict::resolve(local, &claimants, input.incumbents);
+    out.own_reject = conflict::own_reject(local, &claimants, input.incumbents);
+    // INVARIANT: a node with another node's key stays silent. Each handshake of it would turn that
+    // node's peers to it: to WireGuard the two are one.
+    let silent = matches!(out.own_reject, Some(NodeReject::DuplicateKey { .. }));
     for (name, record) in records {
         if let Some(reject) = verdict.rejects.get(&name) {
             out.rejects.insert(name.as_str().into(), reject.clone());
@@ -184,6 +207,9 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
             .copied()
             .filter(|a| !denied(a))
             .collect();
+        if silent {
+            continue;
+        }
         if let Some(notice) = verdict.notices.get(&name) {
             out.notices.insert(name.clone(), notice.clone());
         }

@@ -120,9 +120,15 @@ impl Planner {
                 .get(r.name.as_str())
                 .is_some_and(|view| view.uid == r.uid)
         };
-        self.incumbents.retain(|_, record| present(record));
+        let own = self.local.record();
+        self.incumbents
+            .retain(|name, record| *name == own.name || present(record));
         for (name, node) in &plan.accepted {
             self.incumbents.insert(name.clone(), node.record.clone());
+        }
+        // Without the whole view another holder of the same may not have been heard of yet.
+        if self.synced && plan.own_reject.is_none() {
+            self.incumbents.insert(own.name.clone(), own);
         }
         self.dirty = false;
         plan

@@ -311,6 +311,66 @@ fn nobody_may_claim_what_this_node_has() {
     );
 }
 
+/// A planner of node 1 that has heard of these nodes.
+fn planner_with(saved: SavedView, list: Vec<NodeView>) -> Planner {
+    let mut planner = Planner::new(settings(), local(), saved);
+    planner.handle_event(RegistryEvent::Synced(list));
+    planner
+}
+
+/// A clone of node 1's key under another name.
+fn clone_of_node1() -> NodeView {
+    with_annotation(2, annotation::PUBLIC_KEY, &key(1).to_string())
+}
+
+#[test]
+fn a_newcomer_with_the_key_of_another_node_stays_silent_and_is_told() {
+    let mut planner = planner_with(SavedView::default(), vec![clone_of_node1(), view(3)]);
+    let plan = planner.poll_plan();
+    assert!(plan.accepted.is_empty() && plan.desired.peers.is_empty());
+    let told = plan.own_reject.unwrap().to_string();
+    assert!(told.contains("also published by node node2"), "{told}");
+    // Its own entry in the registry and a restart do not make it the incumbent.
+    let list = vec![view(1), clone_of_node1(), view(3)];
+    planner.handle_event(RegistryEvent::Synced(list.clone()));
+    assert!(planner.poll_plan().desired.peers.is_empty());
+    let mut planner = planner_with(planner.saved_view(), list);
+    assert!(planner.poll_plan().desired.peers.is_empty());
+    // When the other one goes, it is alone with the key.
+    planner.handle_event(RegistryEvent::Deleted {
+        name: "node2".into(),
+        uid: view(2).uid,
+    });
+    let plan = planner.poll_plan();
+    assert_eq!((plan.accepted.len(), plan.own_reject), (1, None));
+}
+
+#[test]
+fn a_node_that_had_its_key_first_keeps_its_peers_over_restarts() {
+    let mut planner = planner_with(SavedView::default(), vec![view(3)]);
+    assert_eq!(planner.poll_plan().accepted.len(), 1);
+    let list = vec![view(1), clone_of_node1(), view(3)];
+    planner.handle_event(RegistryEvent::Synced(list.clone()));
+    for _ in 0..2 {
+        let plan = planner.poll_plan();
+        assert_eq!((plan.accepted.len(), &plan.own_reject), (1, &None));
+        assert_eq!(refused(&plan), [("node2", "DuplicateKey")]);
+        planner = planner_with(planner.saved_view(), list.clone());
+    }
+}
+
+#[test]
+fn a_newcomer_with_the_range_or_endpoint_of_another_node_is_told_so() {
+    let mut thief = view(2);
+    thief.pod_cidrs = vec!["10.244.1.128/25".into()];
+    let told = planner_with(SavedView::default(), vec![thief, view(3)]).poll_plan();
+    assert_eq!(told.own_reject.unwrap().reason(), "PodCIDROverlap");
+    assert_eq!(told.accepted.len(), 1);
+    let thief = with_annotation(2, annotation::ENDPOINT, "192.0.2.1:51871");
+    let told = planner_with(SavedView::default(), vec![thief]).poll_plan();
+    assert_eq!(told.own_reject.unwrap().reason(), "EndpointConflict");
+}
+
 #[test]
 fn a_shared_node_address_is_not_routed_but_the_nodes_work() {
     // Two sites with the same private range, each behind its own NAT router.

@@ -29,6 +29,8 @@ pub struct Node {
     pub tunnel: Option<Proc>,
     /// The running `warren-agent`.
     pub agent: Option<Proc>,
+    /// Its pod ranges, one of each family.
+    pub pod_cidrs: [String; 2],
     registry: PathBuf,
 }
 
@@ -47,6 +49,10 @@ impl Node {
             addresses,
             tunnel: None,
             agent: None,
+            pod_cidrs: [
+                format!("10.244.{number}.0/24"),
+                format!("fd00:244:0:{number:x}::/64"),
+            ],
             registry,
         }
     }
@@ -58,10 +64,7 @@ impl Node {
 
     /// Its pod ranges.
     pub fn pod_cidrs(&self) -> [String; 2] {
-        [
-            format!("10.244.{}.0/24", self.number),
-            format!("fd00:244:0:{:x}::/64", self.number),
-        ]
+        self.pod_cidrs.clone()
     }
 
     /// The addresses of its `warren0`.

@@ -112,6 +112,17 @@ pub trait Host {
 
     /// Packets that the filter's rules dropped, as last observed, by the rules' names.
     fn filter_drops(&self) -> BTreeMap<String, u64>;
+
+    /// The addresses that the CNI plugin's routes lead to, as last observed.
+    fn pods(&self) -> BTreeSet<IpNet> {
+        BTreeSet::new()
+    }
+
+    /// Whether the CNI plugin's routes, as last observed, name this address as their source. With
+    /// the address the kernel would delete them, and cut their pods off.
+    fn is_pods_source(&self, _address: IpAddr) -> bool {
+        false
+    }
 }
 
 /// The kernel of the network namespace that it was made in.
@@ -126,6 +137,8 @@ pub struct LinuxHost {
     routes: BTreeMap<RouteKey, Vec<Route>>,
     /// The rules of our priority, likewise.
     rules: Vec<Rule>,
+    /// The CNI plugin's routes.
+    pods: Vec<Route>,
 }
 
 impl LinuxHost {
@@ -144,6 +157,7 @@ impl LinuxHost {
             tunnel: None,
             routes,
             rules,
+            pods: Vec::new(),
         })
     }
 }
@@ -167,6 +181,14 @@ impl Host for LinuxHost {
 
     fn filter_drops(&self) -> BTreeMap<String, u64> {
         self.filter.drops().clone()
+    }
+
+    fn pods(&self) -> BTreeSet<IpNet> {
+        self.pods.iter().map(|route| route.dst).collect()
+    }
+
+    fn is_pods_source(&self, address: IpAddr) -> bool {
+        self.pods.iter().any(|route| route.src == Some(address))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use warren_core::ObservedState;
-use warren_core::consts::{MAIN_TABLE, NODE_TABLE, PROTOCOL_AGENT, RULE_PRIORITY};
+use warren_core::consts::{MAIN_TABLE, NODE_TABLE, PROTOCOL_AGENT, PROTOCOL_CNI, RULE_PRIORITY};
 use warren_core::state::{ObservedLink, RouteKey, RouteTarget, Rule};
 use warren_netlink::Route;
 
@@ -46,7 +46,10 @@ impl LinuxHost {
         self.rules = self.netlink.rules().await?;
         self.rules.retain(|rule| rule.priority == RULE_PRIORITY);
         out.rules = self.rules.iter().filter_map(rule_of).collect();
-        self.routes = group(self.netlink.routes(None).await?);
+        let routes = self.netlink.routes(None).await?;
+        let pods = routes.iter().filter(|r| r.protocol == PROTOCOL_CNI);
+        self.pods = pods.copied().collect();
+        self.routes = group(routes);
         for (key, routes) in &self.routes {
             let target = match routes.as_slice() {
                 [route] => target_of(route, self.tunnel),

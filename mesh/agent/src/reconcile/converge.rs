@@ -34,7 +34,12 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 return (None, device);
             };
             state.peers = device.as_ref().map(|device| self.observed_peers(device));
-            let changes = diff(&state, &self.plan.desired, removals);
+            let mut changes = diff(&state, &self.plan.desired, removals);
+            // Pods of an earlier podCIDR keep what they have until they are made anew.
+            changes.retain(|change| {
+                let held = |net: &ipnet::IpNet| self.host.is_pods_source(net.addr());
+                !matches!(change, Change::RemoveAddress(net) if held(net))
+            });
             observed = Some(state);
             if changes.is_empty() {
                 break;

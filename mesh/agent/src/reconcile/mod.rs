@@ -29,7 +29,7 @@ use warren_keyring::{PrivateKey, PublicKey};
 use crate::config::Config;
 use crate::dataplane::{DataPlane, DeviceState};
 use crate::host::{Host, Underlay, UnderlayQuery};
-use crate::local::{Identity, refused_by_peers};
+use crate::local::{Identity, clashes_with_peers, refused_by_peers, stranded_pods};
 use crate::registry::{NodeRegistry, RegistryReport};
 use crate::snapshot::{Snapshot, Stats};
 use crate::store::{Disk, Store};
@@ -341,6 +341,9 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         }
         let own = self.own_view.as_ref().filter(|_| self.public_key.is_some());
         problems.extend(own.and_then(|view| refused_by_peers(&self.config, view)));
+        problems.extend(self.plan.own_reject.as_ref().map(clashes_with_peers));
+        problems.extend(stranded_pods(&self.config, &self.host.pods()));
+        problems.extend(self.registry_troubles.iter().cloned());
         let more = problems.len().saturating_sub(MAX_PROBLEMS);
         if more > 0 {
             problems.truncate(MAX_PROBLEMS);
@@ -369,7 +372,8 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         let detail = match self.registry_troubles.as_slice() {
             [] if ok => format!("directory {}", self.config.registry_dir.display()),
             [] => format!("reading {}", self.config.registry_dir.display()),
-            troubles => troubles.join("; "),
+            [trouble] => trouble.clone(),
+            [first, more @ ..] => format!("{first}; and {} more, see problems", more.len()),
         };
         Health { ok, detail }
     }

@@ -27,8 +27,12 @@ pub(super) const MAX_FILE_LEN: u64 = 64 * 1024;
 const RESCAN: Duration = Duration::from_secs(5);
 /// How long to wait after an event for others: writers seldom write once.
 const SETTLE: Duration = Duration::from_millis(10);
-/// The most troubles that are told apart.
-const MAX_TROUBLES: usize = 20;
+/// How long to wait after writing failed for the first time; it doubles with each failure.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// The longest time between tries: a disk that has room again is used soon.
+const LAST_RETRY: Duration = Duration::from_secs(8);
+/// The most troubles that are told apart; the status has room for twice as many problems.
+const MAX_TROUBLES: usize = 10;
 
 /// A directory of node files.
 #[derive(Debug)]
@@ -46,6 +50,18 @@ pub struct FileRegistry {
     troubles: Vec<String>,
     synced: bool,
     published: bool,
+    /// Whether the directory could be listed last time.
+    listed: bool,
+    unwritten: Option<Unwritten>,
+}
+
+/// A record that could not be written.
+#[derive(Debug)]
+struct Unwritten {
+    own: OwnRecord,
+    cause: String,
+    wait: Duration,
+    not_before: Instant,
 }
 
 /// What is known of one file, or of a file that was there.
@@ -105,6 +121,8 @@ impl FileRegistry {
             troubles: Vec::new(),
             synced: false,
             published: false,
+            listed: false,
+            unwritten: None,
         }
     }
 
@@ -122,6 +140,10 @@ impl FileRegistry {
         let mut troubles = Vec::new();
         match self.list() {
             Ok(present) => {
+                if !std::mem::replace(&mut self.listed, true) {
+                    // A directory that came back is worth a try at once.
+                    self.unwritten = None;
+                }
                 self.read_files(&present, |name| full || names.contains(name));
                 if self.is_hollow(&present) {
                     troubles.push(format!(
@@ -136,6 +158,7 @@ impl FileRegistry {
             Err(e) => {
                 // Whatever comes back here is another directory to inotify.
                 self.watch = None;
+                self.listed = false;
                 troubles.push(format!(
                     "registry directory {}: {e}; make it, or mount it, on storage that all nodes \
                      share; the last view holds",
@@ -304,6 +327,28 @@ impl NodeRegistry for FileRegistry {
     }
 
     async fn publish(&mut self, own: &OwnRecord) -> Result<bool, RegistryError> {
+        let now = Instant::now();
+        let waiting = self.unwritten.as_ref().filter(|u| u.own == *own);
+        if let Some(unwritten) = waiting.filter(|u| now < u.not_before) {
+            return Err(RegistryError::Waiting {
+                last: unwritten.cause.clone(),
+                wait: unwritten.wait,
+            });
+        }
+        let wait = waiting.map_or(FIRST_RETRY, |u| (u.wait * 2).min(LAST_RETRY));
+        let result = self.write_own(own);
+        self.unwritten = result.as_ref().err().map(|e| Unwritten {
+            own: own.clone(),
+            cause: e.to_string(),
+            wait,
+            not_before: now + wait,
+        });
+        result
+    }
+}
+
+impl FileRegistry {
+    fn write_own(&mut self, own: &OwnRecord) -> Result<bool, RegistryError> {
         let last_good = self
             .files
             .get(own.name.as_str())

@@ -7,6 +7,7 @@ mod watch;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -62,6 +63,14 @@ pub enum RegistryError {
         name: NodeName,
         /// The other's uid.
         uid: String,
+    },
+    /// Writing failed a moment ago, and it is not time to try again.
+    #[error("{last}; the next try comes within {} s", wait.as_secs().max(1))]
+    Waiting {
+        /// The failure.
+        last: String,
+        /// The time between the tries.
+        wait: Duration,
     },
 }
 
