@@ -9,7 +9,7 @@ use crate::attach::{self, AttachError, Pod};
 use crate::config::NetConf;
 use crate::env::PodRequest;
 use crate::error::Error;
-use crate::ipam::Ipam;
+use crate::ipam::{Ipam, Wanted, ranges};
 use crate::plan::{AttachPlan, plan_add};
 use crate::protect;
 use crate::result::CniResult;
@@ -28,8 +28,18 @@ pub(crate) async fn add(conf: &NetConf, request: &PodRequest) -> Result<Value, E
     let pod = Pod::open(&request.netns)?;
     pod.refuse_taken(&request.attachment.ifname).await?;
     let ipam = Ipam::open(&conf.state_dir, &conf.name)?;
-    let name = request.args.pod.as_deref();
-    let granted = ipam.reserve(&request.attachment, name, &node.pod_cidrs)?;
+    let ranges = ranges(&pod_conf, &node)?;
+    let mut requested = pod_conf.asked.ips.clone();
+    if requested.is_empty() {
+        requested.extend(request.args.ip);
+    }
+    let _lock = ipam.lock(&request.attachment)?;
+    let granted = ipam.reserve(&Wanted {
+        owner: &request.attachment,
+        pod: request.args.pod.as_deref(),
+        ranges: &ranges,
+        addresses: &requested,
+    })?;
     let made = async {
         let mac = pod_conf.asked.mac.or(request.args.mac);
         let attachment = &request.attachment;

@@ -23,6 +23,13 @@ pub(crate) async fn del(conf: &NetConf, attachment: &AttachmentId) -> Result<(),
 /// Removes all of an attachment that can be removed; returns what went wrong.
 pub(crate) async fn remove(conf: &NetConf, attachment: &AttachmentId) -> Vec<Error> {
     let mut errors = Vec::new();
+    let ipam = Ipam::open(&conf.state_dir, &conf.name);
+    // An ADD of the same attachment that the runtime gave up is waited for. Without a state
+    // directory the interface still goes.
+    let _lock = match &ipam {
+        Ok(ipam) => ipam.lock(attachment).ok(),
+        Err(_) => None,
+    };
     let detached = match Netlink::open() {
         Ok(host) => attach::detach(&host, attachment).await,
         Err(error) => Err(error.into()),
@@ -31,7 +38,7 @@ pub(crate) async fn remove(conf: &NetConf, attachment: &AttachmentId) -> Vec<Err
     match detached {
         Ok(found) => {
             tracing::debug!(found, "interface removed");
-            match Ipam::open(&conf.state_dir, &conf.name).and_then(|i| i.release(attachment)) {
+            match ipam.and_then(|ipam| ipam.release(attachment)) {
                 Ok(addresses) => tracing::debug!(?addresses, "addresses released"),
                 Err(error) => errors.push(error.into()),
             }

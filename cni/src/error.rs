@@ -7,7 +7,7 @@ use crate::attach::AttachError;
 use crate::check::Damage;
 use crate::config::ConfigError;
 use crate::env::{AttachmentId, EnvError};
-use crate::ipam::StoreError;
+use crate::ipam::{PoolError, RangeError, StoreError};
 use crate::plan::PlanError;
 use crate::protect::ProtectError;
 use crate::result::PrevResultError;
@@ -78,6 +78,9 @@ pub enum Error {
     /// No address, or no store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A range of the configuration cannot be used.
+    #[error("network configuration has ranges that cannot be used: {0}")]
+    Range(#[from] RangeError),
     /// No plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -140,6 +143,10 @@ impl Error {
             Self::Unavailable { .. } => code::UNAVAILABLE,
             Self::UnknownContainer(_) => code::UNKNOWN_CONTAINER,
             Self::Check(_) => code::DAMAGED,
+            Self::Range(_) => code::CONFIG,
+            Self::Store(StoreError::Pool(
+                PoolError::NotAllowed { .. } | PoolError::TwoOfAFamily { .. },
+            )) => code::CONFIG,
             Self::Store(StoreError::Pool(_)) => code::TRY_LATER,
             Self::Store(_) => code::IO,
             Self::Attach(error) => error.code(),
@@ -158,7 +165,7 @@ impl Error {
                 "this plugin carries out only the verbs that msg lists"
             }
             Self::Env(_) => "the container runtime sets these, see the CNI specification",
-            Self::Config(_) | Self::PrevResult(_) | Self::LogFile { .. } => {
+            Self::Config(_) | Self::PrevResult(_) | Self::Range(_) | Self::LogFile { .. } => {
                 "correct the CNI configuration of this node"
             }
             Self::Verb { .. } => "set a later cniVersion in the network configuration",
@@ -173,7 +180,16 @@ impl Error {
                 "the agent has not protected this node yet, or someone removed its rules; see \
                  `warren status` and the agent's log"
             }
-            Self::Store(StoreError::Pool(_)) => "remove pods, or give the node a larger podCIDR",
+            Self::Store(StoreError::Pool(
+                PoolError::NotAllowed { .. } | PoolError::TwoOfAFamily { .. },
+            )) => "correct the addresses that the pod requests",
+            Self::Store(StoreError::Pool(PoolError::Taken { .. })) => {
+                "remove the pod that has the address, or request another one"
+            }
+            Self::Store(StoreError::Pool(_)) => {
+                "`warren pods` lists who has which address; remove pods, or give the node a larger \
+                 podCIDR"
+            }
             _ => "",
         }
     }

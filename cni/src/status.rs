@@ -15,7 +15,7 @@ use warren_netlink::{Netlink, NetlinkError};
 use crate::attach::AttachError;
 use crate::config::NetConf;
 use crate::error::Error;
-use crate::ipam::Ipam;
+use crate::ipam::{Ipam, ranges};
 use crate::protect;
 
 /// How long the tunnel may take to answer.
@@ -57,7 +57,7 @@ pub enum TunnelError {
 /// # Errors
 /// [`Error::Unavailable`] with all reasons; [`Error::Config`].
 pub(crate) async fn status(conf: &NetConf) -> Result<(), Error> {
-    conf.pod()?;
+    let pod_conf = conf.pod()?;
     let host = Netlink::open().map_err(AttachError::from)?;
     let mut reasons = Vec::new();
     let node = match protect::load_node(&conf.state_dir) {
@@ -73,8 +73,9 @@ pub(crate) async fn status(conf: &NetConf) -> Result<(), Error> {
             Ok(()) => protected = true,
             Err(error) => reasons.push(error.into()),
         }
+        let ranges = ranges(&pod_conf, node)?;
         let ipam = Ipam::open(&conf.state_dir, &conf.name);
-        if let Err(error) = ipam.and_then(|ipam| ipam.check_free(&node.pod_cidrs)) {
+        if let Err(error) = ipam.and_then(|ipam| ipam.check_free(&ranges)) {
             reasons.push(error.into());
         }
     }

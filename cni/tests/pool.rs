@@ -12,7 +12,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use warren_cni::env::{AttachmentId, ContainerId, IfName};
-use warren_cni::ipam::{COOL_DOWN, Pool, PoolError};
+use warren_cni::ipam::{
+    AddressRange, COOL_DOWN, Circumstances, Granted, LiveAttachment, Pool, PoolError, Wanted,
+    check_disjoint,
+};
+use warren_cni::plan::host_name;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -60,13 +64,48 @@ fn owner(id: impl std::fmt::Display) -> AttachmentId {
     }
 }
 
-fn ranges(texts: &[&str]) -> BTreeSet<IpNet> {
-    texts.iter().map(|text| text.parse().unwrap()).collect()
+fn ranges(texts: &[&str]) -> Vec<AddressRange> {
+    let range = |text: &&str| AddressRange::of(text.parse::<IpNet>().unwrap());
+    texts.iter().map(range).collect()
+}
+
+fn with(elsewhere: &BTreeSet<IpAddr>, now: Duration) -> Circumstances<'_> {
+    Circumstances {
+        elsewhere,
+        now,
+        unix_time: 1_700_000_000,
+    }
+}
+
+fn give(
+    pool: &mut Pool,
+    owner: &AttachmentId,
+    ranges: &[AddressRange],
+    now: Duration,
+) -> Result<Granted, PoolError> {
+    ask(pool, owner, ranges, &[], now)
+}
+
+fn ask(
+    pool: &mut Pool,
+    owner: &AttachmentId,
+    ranges: &[AddressRange],
+    addresses: &[&str],
+    now: Duration,
+) -> Result<Granted, PoolError> {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
+    let wanted = Wanted {
+        owner,
+        pod: None,
+        ranges,
+        addresses: &addresses,
+    };
+    pool.reserve(&wanted, &with(&BTreeSet::new(), now))
 }
 
 fn reserve(pool: &mut Pool, id: u32, range: &str, now: u64) -> Result<IpAddr, PoolError> {
     let now = Duration::from_secs(now);
-    let granted = pool.reserve(&owner(id), None, &ranges(&[range]), &BTreeSet::new(), now)?;
+    let granted = give(pool, &owner(id), &ranges(&[range]), now)?;
     Ok(granted.addresses[0])
 }
 
@@ -88,9 +127,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Reserve(id) => {
-                    let got = pool.reserve(
-                        &owner(id), None, &both, &BTreeSet::new(), Duration::from_secs(now),
-                    );
+                    let got = give(&mut pool, &owner(id), &both, Duration::from_secs(now));
                     if let Some(held) = oracle[0].reserved.get(&id) {
                         let granted = got.unwrap();
                         prop_assert!(!granted.fresh);
@@ -143,7 +180,7 @@ proptest! {
                     // In the order of the reservations, which is the order of reserving.
                     let order: Vec<IpAddr> =
                         pool.reservations().iter().flat_map(|r| r.addresses.clone()).collect();
-                    pool.begin_boot(&format!("boot-{boot}"));
+                    pool.begin_boot(&format!("boot-{boot}"), &[]);
                     for (i, family) in oracle.iter_mut().enumerate() {
                         family.freed.iter_mut().for_each(|freed| freed.1 = 0);
                         let own = order.iter().filter(|a| usize::from(a.is_ipv6()) == i);
@@ -197,13 +234,7 @@ fn tiny_ranges_have_nothing_to_give_or_only_what_is_allowed() {
 #[test]
 fn a_node_without_ranges_gives_nothing() {
     let mut pool = Pool::new("n", "b");
-    let none = pool.reserve(
-        &owner(1),
-        None,
-        &BTreeSet::new(),
-        &BTreeSet::new(),
-        COOL_DOWN,
-    );
+    let none = give(&mut pool, &owner(1), &[], COOL_DOWN);
     assert_eq!(none, Err(PoolError::NoRange));
 }
 
@@ -261,9 +292,7 @@ fn a_family_that_the_node_gains_is_added_to_a_reservation() {
     let mut pool = Pool::new("n", "b");
     let v4 = reserve(&mut pool, 1, "10.1.0.0/24", 100).unwrap();
     let both = ranges(&["10.1.0.0/24", "fd00::/64"]);
-    let granted = pool
-        .reserve(&owner(1), None, &both, &BTreeSet::new(), COOL_DOWN)
-        .unwrap();
+    let granted = give(&mut pool, &owner(1), &both, COOL_DOWN).unwrap();
     assert_eq!(granted.addresses, [v4, "fd00::2".parse().unwrap()]);
     assert!(!granted.fresh);
 }
@@ -274,17 +303,22 @@ fn what_another_network_has_is_not_given_until_it_is_free_there() {
     let elsewhere: BTreeSet<IpAddr> = ["10.0.0.2", "10.0.0.4"].map(|a| a.parse().unwrap()).into();
     let mut pool = Pool::new("n", "b");
     let mut got = Vec::new();
+    let give = |pool: &mut Pool, id: u32, elsewhere: &BTreeSet<IpAddr>| {
+        let wanted = Wanted {
+            owner: &owner(id),
+            pod: None,
+            ranges: &range,
+            addresses: &[],
+        };
+        pool.reserve(&wanted, &with(elsewhere, COOL_DOWN))
+    };
     for i in 0..3 {
-        let granted = pool
-            .reserve(&owner(i), None, &range, &elsewhere, COOL_DOWN)
-            .unwrap();
+        let granted = give(&mut pool, i, &elsewhere).unwrap();
         got.extend(granted.addresses);
     }
     let expected: [IpAddr; 3] = ["10.0.0.3", "10.0.0.5", "10.0.0.6"].map(|a| a.parse().unwrap());
     assert_eq!(got, expected);
-    let full = pool
-        .reserve(&owner(9), None, &range, &elsewhere, COOL_DOWN)
-        .unwrap_err();
+    let full = give(&mut pool, 9, &elsewhere).unwrap_err();
     assert!(
         matches!(
             full,
@@ -296,9 +330,7 @@ fn what_another_network_has_is_not_given_until_it_is_free_there() {
         ),
         "{full}"
     );
-    let later = pool
-        .reserve(&owner(9), None, &range, &BTreeSet::new(), COOL_DOWN)
-        .unwrap();
+    let later = give(&mut pool, 9, &BTreeSet::new()).unwrap();
     assert_eq!(later.addresses, [IpAddr::from([10, 0, 0, 2])]);
 }
 
@@ -318,11 +350,238 @@ fn documents_that_cannot_be_ours_are_found_out() {
             .check("n")
             .unwrap_err()
     };
-    assert!(damaged(&|v| v["format"] = 2.into()).contains("format"));
+    assert!(damaged(&|v| v["format"] = 1.into()).contains("format"));
     let twice = damaged(&|v| v["reservations"][1]["addresses"] = serde_json::json!(["10.0.0.2"]));
     assert!(twice.contains("10.0.0.2 twice"), "{twice}");
-    let owner = damaged(&|v| v["reservations"][1]["containerId"] = "c1".into());
-    assert!(owner.contains("c1/eth0 twice"), "{owner}");
-    let next = damaged(&|v| v["ranges"]["10.0.0.0/29"]["next"] = "10.0.0.1".into());
-    assert!(next.contains("10.0.0.0/29"), "{next}");
+    let first = good["reservations"][0]["hostInterface"].clone();
+    let owner = damaged(&|v| v["reservations"][1]["hostInterface"] = first.clone());
+    assert!(owner.contains("c2/eth0 twice"), "{owner}");
+    let next = damaged(&|v| v["ranges"]["10.0.0.2-10.0.0.6"]["next"] = "10.0.0.1".into());
+    assert!(next.contains("10.0.0.2-10.0.0.6"), "{next}");
+    for key in ["10.0.0.2", "10.0.0.6-10.0.0.2", "10.0.0.2-fd00::1", "a-b"] {
+        let mut value = good.clone();
+        value["ranges"][key] = serde_json::json!({"next": null, "forgotten": false});
+        let error = Pool::from_document(value.to_string().as_bytes(), "n").unwrap_err();
+        assert!(error.contains("no range of addresses"), "{error}");
+    }
+}
+
+#[test]
+fn exclusions_and_bounds_hold_for_given_and_for_requested_addresses() {
+    let whole = AddressRange::of("10.0.0.0/24".parse().unwrap());
+    let address = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+    let range = whole
+        .clone()
+        .within(address("10.0.0.10"), address("10.0.0.20"))
+        .unwrap()
+        .without("10.0.0.12/31".parse().unwrap())
+        .unwrap()
+        .without("10.0.0.15/32".parse().unwrap())
+        .unwrap();
+    let range = [range];
+    let mut pool = Pool::new("n", "b");
+    let mut got = Vec::new();
+    for id in 0..8 {
+        got.extend(
+            give(&mut pool, &owner(id), &range, COOL_DOWN)
+                .unwrap()
+                .addresses,
+        );
+    }
+    let expected = [10, 11, 14, 16, 17, 18, 19, 20].map(|i| IpAddr::from([10, 0, 0, i]));
+    assert_eq!(got, expected);
+    let full = give(&mut pool, &owner(9), &range, COOL_DOWN).unwrap_err();
+    let text = full.to_string();
+    assert!(
+        text.contains("8 taken") && text.contains("warren pods"),
+        "{text}"
+    );
+    assert!(
+        text.contains("10.0.0.10-10.0.0.20 without 10.0.0.12/31"),
+        "{text}"
+    );
+    for wrong in [
+        "10.0.0.12",
+        "10.0.0.15",
+        "10.0.0.9",
+        "10.0.0.21",
+        "10.1.0.11",
+        "fd00::1",
+    ] {
+        let error = ask(&mut pool, &owner(9), &range, &[wrong], COOL_DOWN).unwrap_err();
+        assert!(matches!(error, PoolError::NotAllowed { .. }), "{error}");
+    }
+    // A lifted exclusion is found once the others are used up.
+    let lifted = [whole
+        .within(address("10.0.0.10"), address("10.0.0.20"))
+        .unwrap()];
+    let granted = give(&mut pool, &owner(9), &lifted, COOL_DOWN).unwrap();
+    assert_eq!(granted.addresses, [IpAddr::from([10, 0, 0, 12])]);
+}
+
+#[test]
+fn impossible_ranges_are_refused() {
+    let whole = |text: &str| AddressRange::of(text.parse().unwrap());
+    let address = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+    let error = whole("10.0.0.0/24")
+        .within(address("10.0.1.1"), None)
+        .unwrap_err();
+    assert!(error.to_string().contains("rangeStart 10.0.1.1"), "{error}");
+    let error = whole("10.0.0.0/24")
+        .within(address("10.0.0.9"), address("10.0.0.8"))
+        .unwrap_err();
+    assert!(error.to_string().contains("10.0.0.8"), "{error}");
+    assert!(whole("10.0.0.0/32").within(None, None).is_err());
+    assert!(
+        whole("10.0.0.0/24")
+            .without("10.0.0.0/23".parse().unwrap())
+            .is_err()
+    );
+    let apart = [
+        whole("10.0.0.0/24"),
+        whole("10.0.1.0/24"),
+        whole("fd00::/64"),
+    ];
+    assert_eq!(check_disjoint(&apart), Ok(()));
+    let error = check_disjoint(&[whole("10.0.0.0/23"), whole("10.0.1.0/24")]).unwrap_err();
+    assert!(error.to_string().contains("share addresses"), "{error}");
+}
+
+#[test]
+fn several_ranges_are_used_up_in_order() {
+    let both = ranges(&["10.0.0.0/30", "10.0.9.0/30"]);
+    let mut pool = Pool::new("n", "b");
+    let mut got = Vec::new();
+    for id in 0..2 {
+        got.extend(
+            give(&mut pool, &owner(id), &both, COOL_DOWN)
+                .unwrap()
+                .addresses,
+        );
+    }
+    assert_eq!(
+        got,
+        [IpAddr::from([10, 0, 0, 2]), IpAddr::from([10, 0, 9, 2])]
+    );
+    assert!(give(&mut pool, &owner(3), &both, COOL_DOWN).is_err());
+}
+
+#[test]
+fn a_requested_address_is_given_when_free_and_no_other_one_then() {
+    let both = ranges(&["10.0.0.0/24", "fd00::/64"]);
+    let mut pool = Pool::new("n", "b");
+    let now = COOL_DOWN;
+    let granted = ask(&mut pool, &owner(1), &both, &["10.0.0.77"], now).unwrap();
+    assert_eq!(
+        granted.addresses,
+        ["10.0.0.77", "fd00::2"].map(|a| a.parse::<IpAddr>().unwrap())
+    );
+    let error = ask(&mut pool, &owner(2), &both, &["10.0.0.77"], now).unwrap_err();
+    assert!(
+        matches!(&error, PoolError::Taken { by, .. } if by == "c1/eth0"),
+        "{error}"
+    );
+    let error = ask(&mut pool, &owner(2), &both, &["10.0.0.5", "10.0.0.6"], now).unwrap_err();
+    assert!(matches!(error, PoolError::TwoOfAFamily { .. }), "{error}");
+    let elsewhere = BTreeSet::from(["10.0.0.5".parse().unwrap()]);
+    let wanted = Wanted {
+        owner: &owner(2),
+        pod: None,
+        ranges: &both,
+        addresses: &["10.0.0.5".parse().unwrap()],
+    };
+    let error = pool.reserve(&wanted, &with(&elsewhere, now)).unwrap_err();
+    assert!(error.to_string().contains("another network"), "{error}");
+    // Asked for again by its owner it is its own; another one replaces it.
+    assert!(
+        !ask(&mut pool, &owner(1), &both, &["10.0.0.77"], now)
+            .unwrap()
+            .fresh
+    );
+    let moved = ask(&mut pool, &owner(1), &both, &["10.0.0.78"], now).unwrap();
+    assert_eq!(moved.addresses[0], IpAddr::from([10, 0, 0, 78]));
+    // A pod that is made anew gets its address at once, whatever cools down.
+    pool.release(&owner(1), now);
+    let again = ask(&mut pool, &owner(3), &both, &["10.0.0.78"], now).unwrap();
+    assert_eq!(again.addresses[0], IpAddr::from([10, 0, 0, 78]));
+    assert_eq!(pool.check("n"), Ok(()));
+}
+
+#[test]
+fn whether_a_pod_would_get_addresses_is_told_without_giving_any() {
+    let range = ranges(&["10.0.0.0/30", "fd00::/64"]);
+    let mut pool = Pool::new("n", "b");
+    let none = BTreeSet::new();
+    let before = pool.clone();
+    assert_eq!(pool.check_free(&range, &with(&none, COOL_DOWN)), Ok(()));
+    assert_eq!(pool, before);
+    give(&mut pool, &owner(1), &range, COOL_DOWN).unwrap();
+    let error = pool
+        .check_free(&range, &with(&none, COOL_DOWN))
+        .unwrap_err();
+    assert!(
+        matches!(error, PoolError::UsedUp { taken: 1, .. }),
+        "{error}"
+    );
+    assert_eq!(
+        pool.check_free(&[], &with(&none, COOL_DOWN)),
+        Err(PoolError::NoRange)
+    );
+}
+
+fn live(id: u32, addresses: &[&str]) -> LiveAttachment {
+    LiveAttachment {
+        host_interface: host_name(&owner(id)),
+        container_id: format!("c{id}"),
+        ifname: String::new(),
+        addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+    }
+}
+
+#[test]
+fn what_lives_is_adopted_and_released_by_its_owner() {
+    let range = ranges(&["10.0.0.0/29"]);
+    let mut pool = Pool::new("n", "b");
+    let elsewhere = BTreeSet::from(["10.0.0.4".parse().unwrap()]);
+    pool.adopt(
+        &[live(1, &["10.0.0.3"]), live(2, &["10.0.0.4"]), live(3, &[])],
+        &elsewhere,
+    );
+    assert_eq!(pool.reservations().len(), 1);
+    assert_eq!(
+        give(&mut pool, &owner(7), &range, COOL_DOWN)
+            .unwrap()
+            .addresses,
+        [IpAddr::from([10, 0, 0, 2])]
+    );
+    assert_eq!(
+        give(&mut pool, &owner(8), &range, COOL_DOWN)
+            .unwrap()
+            .addresses,
+        [IpAddr::from([10, 0, 0, 4])]
+    );
+    // Its interface inside the container is not known, and yet it is known whose it is.
+    assert_eq!(pool.held_by(&owner(1)).unwrap().container_id, "c1");
+    assert_eq!(
+        pool.release(&owner(1), COOL_DOWN),
+        [IpAddr::from([10, 0, 0, 3])]
+    );
+    assert_eq!(pool.check("n"), Ok(()));
+}
+
+#[test]
+fn a_boot_keeps_only_what_lives() {
+    let range = ranges(&["10.0.0.0/29"]);
+    let mut pool = Pool::new("n", "b");
+    for id in 1..=3 {
+        give(&mut pool, &owner(id), &range, COOL_DOWN).unwrap();
+    }
+    pool.begin_boot("c", &[live(2, &["10.0.0.3"])]);
+    let left: Vec<_> = pool
+        .reservations()
+        .iter()
+        .map(|r| &*r.container_id)
+        .collect();
+    assert_eq!(left, ["c2"]);
+    assert_eq!(pool.check("n"), Ok(()));
 }

@@ -5,18 +5,26 @@
     reason = "in a test a failed step is a failed test"
 )]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use warren_cni::env::{AttachmentId, ContainerId, IfName};
-use warren_cni::ipam::{Disk, OsDisk, Reservation, Store, StoreError};
+use warren_cni::ipam::{
+    AddressRange, Circumstances, Disk, Ipam, Live, LiveAttachment, OsDisk, Reservation, Store,
+    StoreError, Wanted,
+};
+use warren_cni::plan::host_name;
+use warren_netlink::NetlinkError;
 
 const NOW: Duration = Duration::from_secs(1000);
 
@@ -27,18 +35,60 @@ fn owner(id: &str) -> AttachmentId {
     }
 }
 
-fn range() -> BTreeSet<IpNet> {
-    BTreeSet::from(["10.0.0.0/22".parse().unwrap()])
+/// What is attached, as the test says; shared by all stores of a test.
+#[derive(Clone, Debug, Default)]
+struct Attached(Rc<RefCell<Vec<LiveAttachment>>>);
+
+impl Attached {
+    fn add(&self, id: &str, address: IpAddr) {
+        self.0.borrow_mut().push(LiveAttachment {
+            host_interface: host_name(&owner(id)),
+            container_id: id.into(),
+            ifname: "eth0".into(),
+            addresses: vec![address],
+        });
+    }
 }
 
-fn store<D: Disk>(dir: &Path, network: &str, disk: D) -> Store<D> {
-    Store::new(dir, network, "boot", disk)
+impl Live for Attached {
+    fn names(&self) -> Result<BTreeSet<String>, NetlinkError> {
+        let attached = self.0.borrow();
+        Ok(attached.iter().map(|l| l.host_interface.clone()).collect())
+    }
+
+    fn attachments(&self) -> Result<Vec<LiveAttachment>, NetlinkError> {
+        Ok(self.0.borrow().clone())
+    }
 }
 
-fn reserve<D: Disk>(store: &Store<D>, id: &str) -> Result<IpAddr, StoreError> {
-    let id = owner(id);
-    let granted =
-        store.update_beside(|pool, elsewhere| pool.reserve(&id, None, &range(), elsewhere, NOW))?;
+fn range() -> Vec<AddressRange> {
+    vec![AddressRange::of("10.0.0.0/22".parse::<IpNet>().unwrap())]
+}
+
+fn store<D: Disk>(dir: &Path, network: &str, disk: D) -> Store<D, Attached> {
+    beside(dir, network, disk, &Attached::default())
+}
+
+fn beside<D: Disk>(dir: &Path, network: &str, disk: D, live: &Attached) -> Store<D, Attached> {
+    Store::new(dir, network, "boot", disk, live.clone())
+}
+
+fn reserve<D: Disk, L: Live>(store: &Store<D, L>, id: &str) -> Result<IpAddr, StoreError> {
+    let (owner, ranges) = (owner(id), range());
+    let wanted = Wanted {
+        owner: &owner,
+        pod: Some("default/web"),
+        ranges: &ranges,
+        addresses: &[],
+    };
+    let granted = store.update_beside(|pool, elsewhere| {
+        let with = Circumstances {
+            elsewhere,
+            now: NOW,
+            unix_time: 5,
+        };
+        pool.reserve(&wanted, &with)
+    })?;
     Ok(granted.addresses[0])
 }
 
@@ -46,6 +96,15 @@ fn reservations(dir: &Path) -> Vec<Reservation> {
     store(dir, "net", OsDisk)
         .update(|pool| Ok(pool.reservations().to_vec()))
         .unwrap()
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir.join("ipam")).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }
 
 /// A disk on which the process is killed at a step: that step is done by half, and none after it.
@@ -76,17 +135,17 @@ impl Disk for DyingDisk {
         OsDisk.read(path)
     }
 
-    fn write_synced(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         // Before the write, in it, and after it.
         self.step(|| ())?;
         self.step(|| fs::write(path, &bytes[..bytes.len() / 2]).unwrap())?;
-        OsDisk.write_synced(path, bytes)?;
+        OsDisk.overwrite(path, bytes)?;
         self.step(|| ())
     }
 
-    fn replace_synced(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn exchange(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.step(|| ())?;
-        OsDisk.replace_synced(from, to)?;
+        OsDisk.exchange(from, to)?;
         self.step(|| ())
     }
 }
@@ -149,57 +208,210 @@ fn eight_at_once_never_get_the_same_address() {
 }
 
 #[test]
-fn a_damaged_or_foreign_file_is_named_and_left_as_it_is() {
+fn a_damaged_or_foreign_file_is_set_aside_and_made_anew_from_what_lives() {
     let dir = tempfile::tempdir().unwrap();
-    reserve(&store(dir.path(), "net", OsDisk), "first").unwrap();
+    let attached = Attached::default();
+    let net = beside(dir.path(), "net", OsDisk, &attached);
+    let first = reserve(&net, "first").unwrap();
+    attached.add("first", first);
     let path = dir.path().join("ipam/net.json");
     let good = fs::read(&path).unwrap();
-    let foreign = String::from_utf8(good.clone())
-        .unwrap()
-        .replace("\"net\"", "\"else\"");
-    let unknown = String::from_utf8(good.clone())
-        .unwrap()
-        .replacen('{', "{\"new\":1,", 1);
+    let text = String::from_utf8(good.clone()).unwrap();
+    let foreign = text.replace("\"net\"", "\"else\"");
+    let unknown = text.replacen('{', "{\"new\":1,", 1);
     let cases = [
-        &good[..good.len() / 2],
+        &good[..text.trim_end().len() / 2],
         b"",
         b"{}",
+        &[0; 4096],
         foreign.as_bytes(),
         unknown.as_bytes(),
     ];
-    for bytes in cases {
+    let mut taken = BTreeSet::from([first]);
+    for (i, bytes) in cases.iter().enumerate() {
         fs::write(&path, bytes).unwrap();
-        // Seen from the network itself, and from another one that shares the range.
-        for network in ["net", "other"] {
-            let error = reserve(&store(dir.path(), network, OsDisk), "second").unwrap_err();
-            let text = error.to_string();
-            assert!(matches!(error, StoreError::Damaged { .. }), "{text}");
-            assert!(
-                text.contains("ipam/net.json") && text.contains("restore it"),
-                "{text}"
-            );
-            assert_eq!(fs::read(&path).unwrap(), bytes);
-        }
-        // What another network lost does not keep this one's pods from going.
-        let other = store(dir.path(), "other", OsDisk);
-        other
-            .update(|pool| Ok(pool.release(&owner("first"), NOW)))
+        // Another network that shares the range gives no address of a pod that runs ...
+        let other = beside(dir.path(), "other", OsDisk, &attached);
+        assert!(taken.insert(reserve(&other, &format!("other{i}")).unwrap()));
+        assert_eq!(fs::read(&path).unwrap(), *bytes);
+        // ... and neither does this one, which knows again whose it is.
+        assert_ne!(reserve(&net, "second").unwrap(), first);
+        let left = reservations(dir.path());
+        assert_eq!(left.len(), 2);
+        assert_eq!(
+            (&*left[0].container_id, &left[0].addresses),
+            ("first", &vec![first])
+        );
+        // Nothing of it is lost.
+        let aside: Vec<_> = files(dir.path())
+            .into_iter()
+            .filter(|name| name.starts_with("net.json.damaged-"))
+            .collect();
+        assert_eq!(aside.len(), i + 1, "{aside:?}");
+        let kept = |name: &String| fs::read(dir.path().join("ipam").join(name)).unwrap();
+        assert!(aside.iter().any(|name| kept(name) == *bytes));
+        net.update(|pool| Ok(pool.give_back(&owner("second"))))
             .unwrap();
     }
 }
 
 #[test]
-fn a_reboot_releases_everything() {
+fn what_is_no_file_is_set_aside_too() {
     let dir = tempfile::tempdir().unwrap();
-    let before = reserve(&store(dir.path(), "net", OsDisk), "first").unwrap();
-    let later = Store::new(dir.path(), "net", "next boot", OsDisk);
+    let ours = store(dir.path(), "net", OsDisk);
+    reserve(&ours, "first").unwrap();
+    let path = dir.path().join("ipam/net.json");
+    for _ in 0..2 {
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        reserve(&ours, "first").unwrap();
+    }
+    fs::remove_file(&path).unwrap();
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    reserve(&ours, "first").unwrap();
+    let aside = files(dir.path());
+    assert_eq!(
+        aside.iter().filter(|name| name.contains("damaged")).count(),
+        3
+    );
+}
+
+#[test]
+fn a_lost_document_is_made_anew_from_what_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let attached = Attached::default();
+    let net = beside(dir.path(), "net", OsDisk, &attached);
+    let first = reserve(&net, "first").unwrap();
+    attached.add("first", first);
+    fs::remove_dir_all(dir.path().join("ipam")).unwrap();
+    assert_ne!(reserve(&net, "second").unwrap(), first);
+    let released = net
+        .update(|pool| Ok(pool.release(&owner("first"), NOW)))
+        .unwrap();
+    assert_eq!(released, [first]);
+}
+
+#[test]
+fn a_reboot_releases_everything_that_does_not_live() {
+    let dir = tempfile::tempdir().unwrap();
+    let attached = Attached::default();
+    let before = beside(dir.path(), "net", OsDisk, &attached);
+    let first = reserve(&before, "first").unwrap();
+    let kept = reserve(&before, "kept").unwrap();
+    attached.add("kept", kept);
+    let later = Store::new(dir.path(), "net", "next boot", OsDisk, attached);
     let after = reserve(&later, "second").unwrap();
-    assert_ne!(before, after);
+    assert!(after != first && after != kept);
     let left = later
         .update(|pool| Ok(pool.reservations().to_vec()))
         .unwrap();
-    assert_eq!(left.len(), 1);
-    assert_eq!(left[0].container_id, "second");
+    let ids: Vec<&str> = left.iter().map(|r| &*r.container_id).collect();
+    assert_eq!(ids, ["kept", "second"]);
+}
+
+#[test]
+fn a_sweep_releases_what_nothing_owns_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let attached = Attached::default();
+    let net = beside(dir.path(), "net", OsDisk, &attached);
+    let ipam = Ipam::on(net.clone());
+    for id in ["lives", "gone", "adding"] {
+        let address = reserve(&net, id).unwrap();
+        if id == "lives" {
+            attached.add(id, address);
+        }
+    }
+    let found: IpAddr = "10.0.1.1".parse().unwrap();
+    attached.add("found", found);
+    let add = ipam.lock(&owner("adding")).unwrap();
+    let ids = |list: Vec<Reservation>| -> Vec<String> {
+        list.into_iter().map(|r| r.container_id).collect()
+    };
+    assert_eq!(ids(ipam.sweep().unwrap()), ["gone"]);
+    assert_eq!(ids(reservations(dir.path())), ["lives", "adding", "found"]);
+    assert!(ipam.sweep().unwrap().is_empty());
+    // The ADD ends without an interface, by SIGKILL for one.
+    drop(add);
+    assert_eq!(ids(ipam.sweep().unwrap()), ["adding"]);
+    assert_eq!(ids(reservations(dir.path())), ["lives", "found"]);
+}
+
+#[test]
+fn a_used_up_pool_is_swept_and_so_is_one_that_was_long_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let ipam = Ipam::on(store(dir.path(), "net", OsDisk));
+    let give = |id: &str| {
+        let ranges = [AddressRange::of("10.0.0.0/30".parse().unwrap())];
+        ipam.reserve(&Wanted {
+            owner: &owner(id),
+            pod: None,
+            ranges: &ranges,
+            addresses: &[],
+        })
+    };
+    // The first call sweeps, but not itself while its lock is held.
+    let lock = ipam.lock(&owner("first")).unwrap();
+    give("first").unwrap();
+    drop(lock);
+    let error = give("second").unwrap_err().to_string();
+    // It is free, and cools down.
+    assert!(error.contains("0 taken by pods, 1 freed"), "{error}");
+    assert!(reservations(dir.path()).is_empty());
+}
+
+#[test]
+fn on_a_full_disk_the_old_document_stays_and_addresses_can_be_released() {
+    let dir = tempfile::tempdir().unwrap();
+    if !nix::unistd::geteuid().is_root() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "this test needs root, and CI may not skip it"
+        );
+        eprintln!("skipped: it mounts a small file system, which needs root");
+        return;
+    }
+    // On a thread with mounts of its own, which go with it.
+    let run = || {
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        mount(
+            Some("none"),
+            dir.path(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some("size=256k"),
+        )
+        .unwrap();
+        let ours = store(dir.path(), "net", OsDisk);
+        for i in 0..20 {
+            reserve(&ours, &format!("c{i}")).unwrap();
+        }
+        let mut filler = fs::File::create(dir.path().join("filler")).unwrap();
+        while io::Write::write_all(&mut filler, &[1; 512]).is_ok() {}
+        // Some more fit into the blocks that are there, and then no more.
+        let (mut added, mut refused) = (20, None);
+        while refused.is_none() && added < 1000 {
+            match reserve(&ours, &format!("c{added}")) {
+                Ok(_) => added += 1,
+                Err(error) => refused = Some(error.to_string()),
+            }
+        }
+        let error = refused.unwrap();
+        assert!(
+            error.contains("No space left") && error.contains("free space"),
+            "{error}"
+        );
+        assert_eq!(reservations(dir.path()).len(), added);
+        for i in 0..added {
+            let released = ours
+                .update(|pool| Ok(pool.release(&owner(&format!("c{i}")), NOW)))
+                .unwrap();
+            assert_eq!(released.len(), 1);
+            assert_eq!(reservations(dir.path()).len(), added - i - 1);
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap());
 }
 
 #[test]
@@ -214,10 +426,5 @@ fn a_call_that_changes_nothing_writes_nothing_and_files_are_private() {
     ours.update(|pool| Ok(pool.release(&owner("unknown"), NOW)))
         .unwrap();
     assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written);
-    let mut names: Vec<_> = fs::read_dir(dir.path().join("ipam"))
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
-    names.sort();
-    assert_eq!(names, [".lock", "net.json"]);
+    assert_eq!(files(dir.path()), [".lock", ".net.json.spare", "net.json"]);
 }

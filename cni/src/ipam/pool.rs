@@ -14,36 +14,44 @@
 //! never-used addresses are all those from the cursor on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use warren_core::plan::tunnel_address;
+pub use warren_core::files::Reservation;
 
+use super::live::LiveAttachment;
+use super::range::{AddressRange, Bounds};
 use crate::env::AttachmentId;
+use crate::plan::host_name;
 
 /// How long a freed address is not given again: peers, conntrack entries and DNS answers may still
 /// mean the pod that had it.
 pub const COOL_DOWN: Duration = Duration::from_secs(60);
+/// How often reservations are compared with the interfaces that are there.
+pub const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Freed addresses whose order is kept, of each family. Ranges of up to a /22 have no more; in
 /// larger ones the oldest beyond it are forgotten, and found again when the cursor comes round.
 const FREED_KEPT: usize = 1024;
+/// In ranges with more addresses than this the cursor takes so long to come round that freed
+/// addresses are forgotten as soon as they have cooled down.
+const LARGE_RANGE: u64 = 1 << 16;
 /// The document's format; another one is foreign.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Why no address was given.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PoolError {
     /// No address of a family is free. CNI error code 11.
     #[error(
-        "no free address in {}: {taken} taken by pods, {cooling} freed less than {} s ago",
-        ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "), COOL_DOWN.as_secs()
+        "no free address in {}: {taken} taken by pods, {cooling} freed less than {} s ago; \
+         `warren pods` lists who has them", list(ranges), COOL_DOWN.as_secs()
     )]
     UsedUp {
         /// The ranges that were tried.
-        ranges: Vec<IpNet>,
+        ranges: Vec<AddressRange>,
         /// How many of their addresses pods have.
         taken: usize,
         /// How many are free and cool down.
@@ -52,31 +60,80 @@ pub enum PoolError {
     /// The node has no podCIDR, so that there is nothing to give. CNI error code 11.
     #[error("this node has no podCIDR yet")]
     NoRange,
+    /// An address that was asked for belongs to another attachment. CNI error code 11.
+    #[error(
+        "the requested address {address} is taken by {by}; `warren pods` lists who has which \
+         address"
+    )]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Who has it.
+        by: String,
+    },
+    /// An address that was asked for is none that pods may have here. CNI error code 7.
+    #[error(
+        "the requested address {address} is none that pods may have on this node: want one of {}",
+        list(ranges)
+    )]
+    NotAllowed {
+        /// The address.
+        address: IpAddr,
+        /// The ranges.
+        ranges: Vec<AddressRange>,
+    },
+    /// Two addresses of one family were asked for. CNI error code 7.
+    #[error("addresses {first} and {second} were requested: a pod gets one of each family")]
+    TwoOfAFamily {
+        /// One.
+        first: IpAddr,
+        /// The other.
+        second: IpAddr,
+    },
+}
+
+fn list(ranges: &[AddressRange]) -> String {
+    let texts: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+    texts.join(", ")
 }
 
 /// Time since the node's boot. Not the time of day: that one may be set back, and an address
 /// would never cool down.
 pub type Uptime = Duration;
 
-/// One attachment's addresses, one of each family.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Reservation {
-    /// The container.
-    #[serde(rename = "containerId")]
-    pub container_id: String,
-    /// The interface inside it.
-    pub ifname: String,
+/// What an attachment wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The attachment.
+    pub owner: &'a AttachmentId,
     /// The Kubernetes pod, `namespace/name`; for people only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod: Option<String>,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
+    pub pod: Option<&'a str>,
+    /// The ranges that addresses are given from: one address of each family among them.
+    pub ranges: &'a [AddressRange],
+    /// Addresses that it must be, at most one of each family; a cool-down does not hold them back.
+    pub addresses: &'a [IpAddr],
 }
 
-impl Reservation {
-    fn belongs_to(&self, owner: &AttachmentId) -> bool {
-        self.container_id == owner.container_id.as_str() && self.ifname == owner.ifname.as_str()
+/// What the pool cannot know by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances<'a> {
+    /// Addresses that are taken although this pool did not give them.
+    pub elsewhere: &'a BTreeSet<IpAddr>,
+    /// Time since the boot.
+    pub now: Uptime,
+    /// Unix time in seconds.
+    pub unix_time: u64,
+}
+
+/// Whether a reservation is this attachment's. After the store was lost, the interface inside the
+/// container is not known, but the one on the node is.
+fn belongs_to(reservation: &Reservation, owner: &AttachmentId) -> bool {
+    let id = &reservation.container_id;
+    let known = !id.is_empty() && !reservation.ifname.is_empty();
+    if known {
+        id == owner.container_id.as_str() && reservation.ifname == owner.ifname.as_str()
+    } else {
+        reservation.host_interface == host_name(owner)
     }
 }
 
@@ -110,7 +167,10 @@ pub struct Pool {
     reservations: Vec<Reservation>,
     /// Oldest first.
     freed: VecDeque<Freed>,
-    ranges: BTreeMap<IpNet, Cursor>,
+    ranges: BTreeMap<Bounds, Cursor>,
+    /// Seconds after boot when reservations were last compared with the interfaces.
+    #[serde(rename = "sweptAt")]
+    swept_at: u64,
 }
 
 /// What a reservation gave.
@@ -133,6 +193,7 @@ impl Pool {
             reservations: Vec::new(),
             freed: VecDeque::new(),
             ranges: BTreeMap::new(),
+            swept_at: 0,
         }
     }
 
@@ -146,37 +207,41 @@ impl Pool {
         &self.boot_id
     }
 
-    /// Gives the attachment an address of each family that `ranges` has; the one that it has
-    /// already stays its own, also when it lies in none of `ranges` any more.
-    ///
-    /// `elsewhere` are addresses that other pools have given from the same ranges.
+    /// Gives the attachment an address of each family that its ranges have; the one that it has
+    /// already stays its own, also when it lies in none of the ranges any more, unless another one
+    /// is asked for.
     ///
     /// # Errors
-    /// [`PoolError`]; nothing is changed then. It passes once pods have gone.
+    /// [`PoolError`]; nothing is changed then.
     pub fn reserve(
         &mut self,
-        owner: &AttachmentId,
-        pod: Option<&str>,
-        ranges: &BTreeSet<IpNet>,
-        elsewhere: &BTreeSet<IpAddr>,
-        now: Uptime,
+        wanted: &Wanted<'_>,
+        with: &Circumstances<'_>,
     ) -> Result<Granted, PoolError> {
-        if ranges.is_empty() {
+        if wanted.ranges.is_empty() {
             return Err(PoolError::NoRange);
         }
+        let owner = wanted.owner;
+        self.check_requested(wanted, with)?;
         let mut next = self.clone();
-        let held = next.reservations.iter().position(|r| r.belongs_to(owner));
+        let held = next.reservations.iter().position(|r| belongs_to(r, owner));
         let mut addresses = held
             .map(|i| next.reservations[i].addresses.clone())
             .unwrap_or_default();
+        for address in wanted.addresses {
+            next.freed.retain(|freed| freed.address != *address);
+            if addresses.contains(address) {
+                continue;
+            }
+            if let Some(i) = addresses.iter().position(|a| same_family(*a, *address)) {
+                next.free(addresses.remove(i), with.now);
+            }
+            addresses.push(*address);
+        }
         for ipv6 in [false, true] {
-            let family: Vec<IpNet> = ranges
-                .iter()
-                .copied()
-                .filter(|r| r.addr().is_ipv6() == ipv6)
-                .collect();
+            let family = of_family(wanted.ranges, ipv6);
             if !family.is_empty() && !addresses.iter().any(|a| a.is_ipv6() == ipv6) {
-                addresses.push(next.pick_from(&family, elsewhere, now)?);
+                addresses.push(next.pick_from(&family, with)?);
             }
         }
         addresses.sort();
@@ -185,7 +250,9 @@ impl Pool {
             None => next.reservations.push(Reservation {
                 container_id: owner.container_id.as_str().into(),
                 ifname: owner.ifname.as_str().into(),
-                pod: pod.map(Into::into),
+                host_interface: host_name(owner),
+                pod: wanted.pod.map(Into::into),
+                since: Some(with.unix_time),
                 addresses: addresses.clone(),
             }),
         }
@@ -196,37 +263,60 @@ impl Pool {
         })
     }
 
-    /// Whether an address of each family of `ranges` is free.
+    /// Checks that a new attachment would get an address of each family.
     ///
     /// # Errors
-    /// [`PoolError`].
+    /// [`PoolError::UsedUp`], [`PoolError::NoRange`].
     pub fn check_free(
-        &mut self,
-        ranges: &BTreeSet<IpNet>,
-        elsewhere: &BTreeSet<IpAddr>,
-        now: Uptime,
+        &self,
+        ranges: &[AddressRange],
+        with: &Circumstances<'_>,
     ) -> Result<(), PoolError> {
         if ranges.is_empty() {
             return Err(PoolError::NoRange);
         }
+        let mut probe = self.clone();
         for ipv6 in [false, true] {
-            let family = ranges.iter().copied();
-            let family: Vec<IpNet> = family.filter(|r| r.addr().is_ipv6() == ipv6).collect();
+            let family = of_family(ranges, ipv6);
             if !family.is_empty() {
-                self.pick_from(&family, elsewhere, now)?;
+                probe.pick_from(&family, with)?;
             }
         }
         Ok(())
     }
 
+    /// What this attachment has.
+    pub fn held_by(&self, owner: &AttachmentId) -> Option<&Reservation> {
+        self.reservations.iter().find(|r| belongs_to(r, owner))
+    }
+
+    /// The reservation that an address is part of.
+    pub fn holder_of(&self, address: IpAddr) -> Option<&Reservation> {
+        let mut all = self.reservations.iter();
+        all.find(|r| r.addresses.contains(&address))
+    }
+
     /// Takes the attachment's addresses away from it; they cool down. Tells which they were.
     pub fn release(&mut self, owner: &AttachmentId, now: Uptime) -> Vec<IpAddr> {
-        let addresses = self.remove(owner);
+        self.release_where(|r| belongs_to(r, owner), now)
+    }
+
+    /// Releases every reservation that this holds for, and tells the addresses.
+    pub fn release_where(
+        &mut self,
+        holds: impl Fn(&Reservation) -> bool,
+        now: Uptime,
+    ) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        self.reservations.retain(|r| {
+            let gone = holds(r);
+            if gone {
+                addresses.extend(&r.addresses);
+            }
+            !gone
+        });
         for address in &addresses {
-            self.freed.push_back(Freed {
-                address: *address,
-                at: now.as_secs(),
-            });
+            self.free(*address, now);
         }
         self.forget_oldest(now);
         addresses
@@ -235,7 +325,10 @@ impl Pool {
     /// Undoes a reservation that no pod ever used: its addresses need no cool-down, and come next
     /// among the freed ones, so that failing calls do not use the pool up.
     pub fn give_back(&mut self, owner: &AttachmentId) -> Vec<IpAddr> {
-        let addresses = self.remove(owner);
+        let addresses = match self.reservations.iter().position(|r| belongs_to(r, owner)) {
+            Some(i) => self.reservations.remove(i).addresses,
+            None => Vec::new(),
+        };
         for address in &addresses {
             self.freed.push_front(Freed {
                 address: *address,
@@ -245,17 +338,69 @@ impl Pool {
         addresses
     }
 
-    /// Releases every reservation of an earlier boot: no pod survives one.
-    pub fn begin_boot(&mut self, boot_id: &str) {
-        if self.boot_id == boot_id {
-            return;
-        }
+    /// Takes over what an earlier boot stored: reservations without an interface are released, for
+    /// no pod survives a boot. Those with one are kept, should the boot's id have changed alone.
+    pub fn begin_boot(&mut self, boot_id: &str, live: &[LiveAttachment]) {
         self.boot_id = boot_id.into();
+        self.swept_at = 0;
         self.freed.iter_mut().for_each(|freed| freed.at = 0);
-        let addresses = self.reservations.drain(..).flat_map(|r| r.addresses);
-        self.freed
-            .extend(addresses.map(|address| Freed { address, at: 0 }));
+        let is_live = |r: &Reservation| live.iter().any(|l| l.host_interface == r.host_interface);
+        self.release_where(|r| !is_live(r), Uptime::ZERO);
         self.forget_oldest(COOL_DOWN);
+    }
+
+    /// Reserves the addresses of attachments that are there and have no reservation, but for
+    /// addresses that are taken elsewhere. Their time is not known.
+    pub fn adopt(&mut self, live: &[LiveAttachment], elsewhere: &BTreeSet<IpAddr>) {
+        for attachment in live {
+            let known = |r: &Reservation| r.host_interface == attachment.host_interface;
+            if self.reservations.iter().any(known) {
+                continue;
+            }
+            let mut addresses = attachment.addresses.clone();
+            addresses.retain(|a| !elsewhere.contains(a) && self.holder_of(*a).is_none());
+            if addresses.is_empty() {
+                continue;
+            }
+            self.freed.retain(|f| !addresses.contains(&f.address));
+            addresses.sort();
+            self.reservations.push(Reservation {
+                container_id: attachment.container_id.clone(),
+                ifname: attachment.ifname.clone(),
+                host_interface: attachment.host_interface.clone(),
+                pod: None,
+                since: None,
+                addresses,
+            });
+        }
+    }
+
+    /// Whether the reservations should be compared with the interfaces again.
+    pub fn is_sweep_due(&self, now: Uptime) -> bool {
+        now.as_secs().abs_diff(self.swept_at) >= SWEEP_INTERVAL.as_secs()
+    }
+
+    /// Notes that they were.
+    pub fn swept(&mut self, now: Uptime) {
+        self.swept_at = now.as_secs();
+    }
+
+    /// Reads a document of this network.
+    ///
+    /// # Errors
+    /// Why it cannot be one that this program wrote, for people.
+    pub fn from_document(bytes: &[u8], network: &str) -> Result<Self, String> {
+        let pool: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        pool.check(network)?;
+        Ok(pool)
+    }
+
+    /// The document of the pool.
+    ///
+    /// # Errors
+    /// None that can come up: every pool can be written as JSON.
+    pub fn to_document(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec(self)?)
     }
 
     /// Whether this is a document that this program could have written for this network.
@@ -284,79 +429,117 @@ impl Pool {
         }
         let mut owners = BTreeSet::new();
         for r in &self.reservations {
-            if !owners.insert((&r.container_id, &r.ifname)) {
+            if !owners.insert(&r.host_interface) {
                 return Err(format!("it has {}/{} twice", r.container_id, r.ifname));
             }
         }
         for (range, cursor) in &self.ranges {
-            if cursor
-                .next
-                .is_some_and(|next| !Span::of(range).contains(next))
-            {
+            if cursor.next.is_some_and(|next| !range.contains(next)) {
                 return Err(format!("its next address of {range} is none of that range"));
             }
         }
         Ok(())
     }
 
-    fn remove(&mut self, owner: &AttachmentId) -> Vec<IpAddr> {
-        match self.reservations.iter().position(|r| r.belongs_to(owner)) {
-            Some(i) => self.reservations.remove(i).addresses,
-            None => Vec::new(),
+    /// Checks that the addresses that were asked for can be given.
+    fn check_requested(
+        &self,
+        wanted: &Wanted<'_>,
+        with: &Circumstances<'_>,
+    ) -> Result<(), PoolError> {
+        let requested = wanted.addresses;
+        for (i, address) in requested.iter().enumerate() {
+            let second = requested[i + 1..]
+                .iter()
+                .find(|a| same_family(*address, **a));
+            if let Some(second) = second {
+                let (first, second) = (*address, *second);
+                return Err(PoolError::TwoOfAFamily { first, second });
+            }
+            let holder = self.holder_of(*address);
+            if holder.is_some_and(|r| belongs_to(r, wanted.owner)) {
+                continue;
+            }
+            if !wanted.ranges.iter().any(|range| range.allows(*address)) {
+                return Err(PoolError::NotAllowed {
+                    address: *address,
+                    ranges: wanted.ranges.to_vec(),
+                });
+            }
+            let by = match holder {
+                Some(r) => r.pod.clone().unwrap_or_else(|| name_of(r)),
+                None if with.elsewhere.contains(address) => "a pod of another network".into(),
+                None => continue,
+            };
+            return Err(PoolError::Taken {
+                address: *address,
+                by,
+            });
         }
+        Ok(())
+    }
+
+    fn free(&mut self, address: IpAddr, now: Uptime) {
+        let at = now.as_secs();
+        self.freed.push_back(Freed { address, at });
     }
 
     /// An address of one of the ranges, all of one family.
     fn pick_from(
         &mut self,
-        ranges: &[IpNet],
-        elsewhere: &BTreeSet<IpAddr>,
-        now: Uptime,
+        ranges: &[&AddressRange],
+        with: &Circumstances<'_>,
     ) -> Result<IpAddr, PoolError> {
-        let ours = self
-            .reservations
-            .iter()
-            .flat_map(|r| r.addresses.iter().copied());
-        let taken: BTreeSet<IpAddr> = ours.chain(elsewhere.iter().copied()).collect();
+        let ours = self.reservations.iter().flat_map(|r| &r.addresses);
+        let taken: BTreeSet<IpAddr> = ours.chain(with.elsewhere).copied().collect();
         let mut listed = taken.clone();
         listed.extend(self.freed.iter().map(|f| f.address));
-        let unused = |range| self.pick_unused(range, &listed, elsewhere);
-        if let Some(address) = ranges.iter().find_map(unused) {
-            return Ok(address);
+        for range in ranges {
+            if let Some(address) = self.pick_unused(range, &listed, with.elsewhere) {
+                return Ok(address);
+            }
         }
-        let spans: Vec<Span> = ranges.iter().map(Span::of).collect();
-        let inside = |address| spans.iter().any(|span| span.contains(address));
+        let inside = |address| ranges.iter().any(|range| range.allows(address));
         // Between the ranges of one family age decides, too.
         let usable = |f: &Freed| inside(f.address) && !taken.contains(&f.address);
-        let oldest = self.freed.iter().position(|f| usable(f) && cooled(f, now));
+        let oldest = self
+            .freed
+            .iter()
+            .position(|f| usable(f) && cooled(f, with.now));
         if let Some(freed) = oldest.and_then(|i| self.freed.remove(i)) {
             return Ok(freed.address);
         }
         Err(PoolError::UsedUp {
-            ranges: ranges.to_vec(),
+            ranges: ranges.iter().map(|range| (*range).clone()).collect(),
             taken: taken.iter().filter(|a| inside(**a)).count(),
             cooling: self.freed.iter().filter(|f| usable(f)).count(),
         })
     }
 
     /// The next address of a range that is not listed anywhere, by the cursor; once more from the
-    /// start if addresses were forgotten. Each step passes a listed address, so their number bounds
-    /// the work.
+    /// start if addresses were forgotten. Each step passes a listed address or a whole exclusion,
+    /// so their number bounds the work.
     fn pick_unused(
         &mut self,
-        range: &IpNet,
+        range: &AddressRange,
         listed: &BTreeSet<IpAddr>,
         elsewhere: &BTreeSet<IpAddr>,
     ) -> Option<IpAddr> {
-        let span = Span::of(range);
+        let bounds = range.bounds()?;
         let start = Cursor {
-            next: span.first(),
+            next: Some(bounds.first()),
             forgotten: false,
         };
-        let cursor = self.ranges.entry(*range).or_insert(start);
+        let cursor = self.ranges.entry(bounds).or_insert(start);
         for _ in 0..2 {
             while let Some(candidate) = cursor.next {
-                cursor.next = span.after(candidate);
+                if let Some(excluded) = range.excluded_by(candidate) {
+                    cursor.next = bounds.after(excluded.broadcast());
+                    // The exclusion may be lifted one day.
+                    cursor.forgotten = true;
+                    continue;
+                }
+                cursor.next = bounds.after(candidate);
                 if !listed.contains(&candidate) {
                     return Some(candidate);
                 }
@@ -367,7 +550,7 @@ impl Pool {
                 return None;
             }
             *cursor = Cursor {
-                next: span.first(),
+                next: Some(bounds.first()),
                 forgotten: false,
             };
         }
@@ -379,20 +562,21 @@ impl Pool {
     fn forget_oldest(&mut self, now: Uptime) {
         for ipv6 in [false, true] {
             let of_family = |f: &Freed| f.address.is_ipv6() == ipv6;
-            let mut excess = self
-                .freed
-                .iter()
-                .filter(|f| of_family(f))
-                .count()
-                .saturating_sub(FREED_KEPT);
+            let count = self.freed.iter().filter(|f| of_family(f)).count();
+            let mut excess = count.saturating_sub(FREED_KEPT);
             let ranges = &mut self.ranges;
             self.freed.retain(|f| {
-                if excess == 0 || !of_family(f) || !cooled(f, now) {
+                if !of_family(f) || !cooled(f, now) {
                     return true;
                 }
-                excess -= 1;
-                for (range, cursor) in ranges.iter_mut() {
-                    cursor.forgotten |= range.contains(&f.address);
+                let within = |bounds: &Bounds| bounds.contains(f.address);
+                let large = |bounds: &Bounds| within(bounds) && bounds.len() > LARGE_RANGE;
+                if excess == 0 && !ranges.keys().any(large) {
+                    return true;
+                }
+                excess = excess.saturating_sub(1);
+                for (_, cursor) in ranges.iter_mut().filter(|(bounds, _)| within(bounds)) {
+                    cursor.forgotten = true;
                 }
                 false
             });
@@ -404,58 +588,17 @@ fn cooled(freed: &Freed, now: Uptime) -> bool {
     now.as_secs().saturating_sub(freed.at) >= COOL_DOWN.as_secs()
 }
 
-/// The addresses of a podCIDR that pods may have: all but the network address, `warren0`'s, and
-/// the IPv4 broadcast address.
-struct Span {
-    first: u128,
-    last: u128,
-    ipv6: bool,
+fn same_family(one: IpAddr, other: IpAddr) -> bool {
+    one.is_ipv6() == other.is_ipv6()
 }
 
-impl Span {
-    fn of(range: &IpNet) -> Self {
-        let first = number(tunnel_address(range)).saturating_add(1);
-        let last = number(range.broadcast());
-        match range {
-            IpNet::V4(_) => Self {
-                first,
-                last: last.saturating_sub(1),
-                ipv6: false,
-            },
-            IpNet::V6(_) => Self {
-                first,
-                last,
-                ipv6: true,
-            },
-        }
-    }
-
-    fn contains(&self, address: IpAddr) -> bool {
-        address.is_ipv6() == self.ipv6 && (self.first..=self.last).contains(&number(address))
-    }
-
-    fn first(&self) -> Option<IpAddr> {
-        self.address(self.first)
-    }
-
-    fn after(&self, address: IpAddr) -> Option<IpAddr> {
-        self.address(number(address).checked_add(1)?)
-    }
-
-    fn address(&self, number: u128) -> Option<IpAddr> {
-        if !(self.first..=self.last).contains(&number) {
-            return None;
-        }
-        if self.ipv6 {
-            return Some(IpAddr::V6(number.into()));
-        }
-        u32::try_from(number).ok().map(|n| IpAddr::V4(n.into()))
-    }
+fn of_family(ranges: &[AddressRange], ipv6: bool) -> Vec<&AddressRange> {
+    ranges.iter().filter(|r| r.is_ipv6() == ipv6).collect()
 }
 
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => u32::from(address).into(),
-        IpAddr::V6(address) => address.into(),
-    }
+/// An attachment as people read it.
+fn name_of(reservation: &Reservation) -> String {
+    let or = |text: &str, other: &str| if text.is_empty() { other } else { text }.to_owned();
+    let container = or(&reservation.container_id, &reservation.host_interface);
+    format!("{container}/{}", or(&reservation.ifname, "?"))
 }

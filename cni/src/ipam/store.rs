@@ -1,30 +1,48 @@
 //! Pools on disk: one JSON document a network, replaced atomically under one lock.
+//!
+//! ```text
+//!  <network>.json         the document
+//!  .<network>.json.spare  its predecessor: the next document is written over it, and the two
+//!                         change names. Its blocks are there already, so that addresses can be
+//!                         released, which makes the document no longer, on a full disk
+//! ```
+//!
+//! Nothing is synced: a document speaks of pods, none of which survives what loses unsynced writes.
+//! What a power failure leaves of it is told by the boot's id or found to be damaged. A missing or
+//! damaged document is made anew from the attachments that are there.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
+use warren_core::files::{IPAM_DIR, IPAM_SUFFIX};
+use warren_netlink::NetlinkError;
 
-use super::disk::{Disk, OsDisk, make_private_dir};
+use super::attachment_lock::AttachmentLock;
+use super::disk::{Disk, OsDisk, make_private_dir, open_lock_file};
+use super::live::{KernelLive, Live};
 use super::pool::{Pool, PoolError};
 
-/// The folder of the pools, in the state directory.
-const FOLDER: &str = "ipam";
 /// The lock's file. A network's name cannot begin with a dot, so that no document is called so.
 /// INVARIANT: it is never renamed or removed, or two callers could hold "the" lock.
 const LOCK: &str = ".lock";
-/// How a document's name ends.
-const SUFFIX: &str = ".json";
+/// Documents are padded with line feeds to whole blocks of this size, with room for so much ...
+const BLOCK: usize = 4096;
+/// ... as a release may add, so that the document before has the blocks that the next one needs.
+const ROOM: usize = 1024;
 
 /// Why the store failed.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// The system refused an operation. CNI error code 5.
-    #[error("cannot {operation} {path:?} of the address store: {cause}")]
+    #[error(
+        "cannot {operation} {path:?} of the address store: {cause}{}",
+        hint(cause)
+    )]
     Io {
         /// What was tried.
         operation: &'static str,
@@ -33,57 +51,58 @@ pub enum StoreError {
         /// What the system said.
         cause: io::Error,
     },
-    /// A document is truncated, damaged, or not ours. CNI error code 5.
-    #[error(
-        "the address store's file {path:?} cannot be used: {reason}. It says which addresses \
-         running pods have, so it is not replaced; restore it, or remove this node's pods and then \
-         the file (a reboot does the former)"
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// No address can be given. CNI error code 11.
+    /// The attachments that are there could not be listed. CNI error code 5.
+    #[error("cannot tell which addresses running pods have: {0}")]
+    Live(#[from] NetlinkError),
+    /// No address can be given. The CNI error code is its own.
     #[error(transparent)]
     Pool(#[from] PoolError),
 }
 
+/// The likely fix, for the errors that have one.
+fn hint(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; free space on that file system: the reservations are as they were"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "; mount that file system writable",
+        io::ErrorKind::PermissionDenied => "; the plugin must run as root",
+        _ => "",
+    }
+}
+
 /// The pools of a node, opened for one network.
 #[derive(Clone, Debug)]
-pub struct Store<D = OsDisk> {
+pub struct Store<D = OsDisk, L = KernelLive> {
     folder: PathBuf,
     network: String,
     boot_id: String,
     disk: D,
+    live: L,
 }
 
-impl<D: Disk> Store<D> {
+/// A document as it was found.
+struct Loaded {
+    pool: Pool,
+    /// Whether it is what the file holds.
+    stored: bool,
+}
+
+impl<D: Disk, L: Live> Store<D, L> {
     /// A store under this state directory. Nothing is touched until it is used.
-    pub fn new(state_dir: &Path, network: &str, boot_id: &str, disk: D) -> Self {
+    pub fn new(state_dir: &Path, network: &str, boot_id: &str, disk: D, live: L) -> Self {
         Self {
-            folder: state_dir.join(FOLDER),
+            folder: state_dir.join(IPAM_DIR),
             network: network.into(),
             boot_id: boot_id.into(),
             disk,
+            live,
         }
     }
 
-    /// Whether any network ever stored anything: where not, nothing is reserved.
+    /// Whether this network ever stored anything: where not, nothing is reserved.
     pub fn exists(&self) -> bool {
-        self.folder.exists()
-    }
-
-    /// The pool as it is stored; none when it is not there, or of an earlier boot.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`], [`StoreError::Damaged`].
-    pub fn read(&self) -> Result<Option<Pool>, StoreError> {
-        let path = self.folder.join(format!("{}{SUFFIX}", self.network));
-        // Documents are replaced as a whole: no lock is needed to read one.
-        let pool = self.load(&path, &self.network)?;
-        Ok(pool.filter(|pool| pool.boot_id() == self.boot_id))
+        self.path().exists()
     }
 
     /// How many other networks have a pool here.
@@ -91,10 +110,19 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn beside(&self) -> Result<usize, StoreError> {
-        match self.exists() {
-            true => Ok(self.other_networks()?.len()),
-            false => Ok(0),
+        if !self.folder.exists() {
+            return Ok(0);
         }
+        let networks = self.networks()?;
+        Ok(networks
+            .iter()
+            .filter(|name| **name != self.network)
+            .count())
+    }
+
+    /// Where the attachments that are there are seen.
+    pub fn live(&self) -> &L {
+        &self.live
     }
 
     /// Changes the pool under the lock. When `change` fails, or changes nothing, nothing is
@@ -113,12 +141,37 @@ impl<D: Disk> Store<D> {
     /// have given: they share the podCIDRs.
     ///
     /// # Errors
-    /// As [`Store::update`]; also when another network's document is damaged.
+    /// As [`Store::update`].
     pub fn update_beside<T>(
         &self,
         change: impl FnOnce(&mut Pool, &BTreeSet<IpAddr>) -> Result<T, PoolError>,
     ) -> Result<T, StoreError> {
-        self.transaction(|pool| Ok(change(pool, &self.elsewhere()?)?))
+        self.transaction(|pool| {
+            let elsewhere = self.elsewhere(pool)?;
+            Ok(change(pool, &elsewhere)?)
+        })
+    }
+
+    /// Waits for the lock of an attachment: its ADD, DEL and sweep exclude each other.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn lock_attachment(&self, host_interface: &str) -> Result<AttachmentLock, StoreError> {
+        make_private_dir(&self.folder).map_err(io_error("create", &self.folder))?;
+        AttachmentLock::wait(&self.folder, host_interface)
+            .map_err(io_error("lock an attachment in", &self.folder))
+    }
+
+    /// Takes the lock of an attachment unless a call is under way for it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn try_lock_attachment(
+        &self,
+        host_interface: &str,
+    ) -> Result<Option<AttachmentLock>, StoreError> {
+        AttachmentLock::try_take(&self.folder, host_interface)
+            .map_err(io_error("lock an attachment in", &self.folder))
     }
 
     fn transaction<T>(
@@ -126,65 +179,155 @@ impl<D: Disk> Store<D> {
         change: impl FnOnce(&mut Pool) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let _lock = self.lock()?;
-        let path = self.folder.join(format!("{}{SUFFIX}", self.network));
-        let stored = self.load(&path, &self.network)?;
-        let mut pool = match &stored {
-            Some(pool) => pool.clone(),
-            None => Pool::new(&self.network, &self.boot_id),
-        };
-        pool.begin_boot(&self.boot_id);
+        let Loaded { mut pool, stored } = self.load_or_rebuild()?;
+        let before = pool.clone();
         let value = change(&mut pool)?;
-        if stored.as_ref() != Some(&pool) {
-            self.save(&path, &pool)?;
+        if !stored || pool != before {
+            self.save(&pool)?;
         }
         Ok(value)
     }
 
+    fn path(&self) -> PathBuf {
+        self.folder.join(format!("{}{IPAM_SUFFIX}", self.network))
+    }
+
     fn lock(&self) -> Result<File, StoreError> {
-        make_private_dir(&self.folder).map_err(io_error("create", &self.folder))?;
         let path = self.folder.join(LOCK);
-        let mut options = OpenOptions::new();
-        let options = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600);
-        let file = options.open(&path).map_err(io_error("open", &path))?;
+        let file = match open_lock_file(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                make_private_dir(&self.folder).map_err(io_error("create", &self.folder))?;
+                open_lock_file(&path)
+            }
+            other => other,
+        };
+        let file = file.map_err(io_error("open", &path))?;
         // The kernel lets it go when the process ends, however it ends.
         file.lock().map_err(io_error("lock", &path))?;
         Ok(file)
     }
 
-    fn load(&self, path: &Path, network: &str) -> Result<Option<Pool>, StoreError> {
-        let Some(bytes) = self.disk.read(path).map_err(io_error("read", path))? else {
-            return Ok(None);
-        };
-        let damaged = |reason| StoreError::Damaged {
-            path: path.into(),
-            reason,
-        };
-        let pool: Pool = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-        pool.check(network).map_err(damaged)?;
-        Ok(Some(pool))
+    /// The network's document; a damaged one is set aside, and a missing one made from what lives.
+    fn load_or_rebuild(&self) -> Result<Loaded, StoreError> {
+        let path = self.path();
+        match self.load(&path, &self.network)? {
+            Ok(Some(mut pool)) => {
+                let stored = pool.boot_id() == self.boot_id;
+                if !stored {
+                    let live = self.live.attachments()?;
+                    pool.begin_boot(&self.boot_id, &live);
+                    pool.adopt(&live, &BTreeSet::new());
+                }
+                return Ok(Loaded { pool, stored });
+            }
+            Ok(None) => {}
+            Err(reason) => self.set_aside(&path, &reason)?,
+        }
+        let live = self.live.attachments()?;
+        let mut pool = Pool::new(&self.network, &self.boot_id);
+        let (elsewhere, complete) = self.stored_elsewhere()?;
+        // Which attachments are another network's, its own damaged document cannot say before it
+        // is made anew; until then their addresses are taken elsewhere.
+        if complete {
+            pool.adopt(&live, &elsewhere);
+        }
+        Ok(Loaded {
+            pool,
+            stored: false,
+        })
     }
 
-    fn save(&self, path: &Path, pool: &Pool) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(pool).map_err(|e| StoreError::Damaged {
-            path: path.into(),
-            reason: e.to_string(),
-        })?;
+    /// Reads a document; the inner error says why it is none of ours.
+    fn load(&self, path: &Path, network: &str) -> Result<Result<Option<Pool>, String>, StoreError> {
+        let bytes = match self.disk.read(path) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(Ok(None)),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => return Ok(Err(e.to_string())),
+            Err(cause) => return Err(io_error("read", path)(cause)),
+        };
+        Ok(Pool::from_document(&bytes, network).map(Some))
+    }
+
+    /// Keeps a file that is none of ours under another name: nothing of it is lost, and pods can be
+    /// made again.
+    fn set_aside(&self, path: &Path, reason: &str) -> Result<(), StoreError> {
+        let time = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let name = |n: u32| {
+            let file = format!("{}{IPAM_SUFFIX}.damaged-{time}-{n}", self.network);
+            self.folder.join(file)
+        };
+        let free = (1..=u32::MAX)
+            .map(name)
+            .find(|path| fs::symlink_metadata(path).is_err());
+        let aside = free.unwrap_or_else(|| name(0));
+        fs::rename(path, &aside).map_err(io_error("set aside", path))?;
+        tracing::warn!(
+            file = %path.display(), kept_as = %aside.display(), reason,
+            "the address store was damaged: reservations are made anew from the pods that run"
+        );
+        Ok(())
+    }
+
+    fn save(&self, pool: &Pool) -> Result<(), StoreError> {
+        let path = self.path();
+        let bytes = pool.to_document().map_err(io_error("encode", &path))?;
+        let mut bytes = bytes;
+        bytes.resize((bytes.len() + ROOM).next_multiple_of(BLOCK), b'\n');
         // One fixed name under the lock: what a killed call left there is overwritten by the next.
-        let temporary = self.folder.join(format!(".{}{SUFFIX}.tmp", self.network));
+        let spare = self
+            .folder
+            .join(format!(".{}{IPAM_SUFFIX}.spare", self.network));
+        let write = |path: &Path| {
+            let written = self.disk.overwrite(path, &bytes);
+            written.map_err(io_error("write", path))
+        };
+        write(&spare)?;
         self.disk
-            .write_synced(&temporary, &bytes)
-            .map_err(io_error("write", &temporary))?;
-        self.disk
-            .replace_synced(&temporary, path)
-            .map_err(io_error("replace", path))
+            .exchange(&spare, &path)
+            .map_err(io_error("replace", &path))?;
+        if !spare.exists() {
+            // Without it all goes well but a release on a full disk.
+            let _ = self.disk.overwrite(&spare, &bytes);
+        }
+        Ok(())
     }
 
-    fn other_networks(&self) -> Result<Vec<String>, StoreError> {
+    /// The addresses that other networks have given.
+    fn elsewhere(&self, own: &Pool) -> Result<BTreeSet<IpAddr>, StoreError> {
+        let (mut taken, complete) = self.stored_elsewhere()?;
+        if !complete {
+            // What another network's lost document said is seen in the kernel.
+            let live = self.live.attachments()?;
+            let unknown = |a: &IpAddr| own.holder_of(*a).is_none();
+            taken.extend(live.into_iter().flat_map(|l| l.addresses).filter(unknown));
+        }
+        Ok(taken)
+    }
+
+    /// What the documents of other networks say, and whether all could be read.
+    fn stored_elsewhere(&self) -> Result<(BTreeSet<IpAddr>, bool), StoreError> {
+        let (mut out, mut complete) = (BTreeSet::new(), true);
+        for network in self.networks()? {
+            if network == self.network {
+                continue;
+            }
+            let path = self.folder.join(format!("{network}{IPAM_SUFFIX}"));
+            match self.load(&path, &network)? {
+                Ok(Some(pool)) if pool.boot_id() == self.boot_id => {
+                    out.extend(pool.reservations().iter().flat_map(|r| &r.addresses));
+                }
+                Ok(Some(_)) | Err(_) => complete = false,
+                Ok(None) => {}
+            }
+        }
+        Ok((out, complete))
+    }
+
+    /// The networks that have a document.
+    fn networks(&self) -> Result<Vec<String>, StoreError> {
         let list = || -> io::Result<Vec<String>> {
             let names = fs::read_dir(&self.folder)?.map(|entry| Ok(entry?.file_name()));
             let names: io::Result<Vec<_>> = names.collect();
@@ -193,30 +336,12 @@ impl<D: Disk> Store<D> {
                 .filter_map(|name| name.into_string().ok())
                 .collect())
         };
-        let mut names = list().map_err(io_error("list", &self.folder))?;
-        names.retain(|name| !name.starts_with('.'));
-        let networks = names.iter().filter_map(|name| name.strip_suffix(SUFFIX));
-        Ok(networks
-            .filter(|name| *name != self.network)
-            .map(Into::into)
-            .collect())
-    }
-
-    fn elsewhere(&self) -> Result<BTreeSet<IpAddr>, StoreError> {
-        let mut out = BTreeSet::new();
-        for network in self.other_networks()? {
-            let path = self.folder.join(format!("{network}{SUFFIX}"));
-            if let Some(pool) = self.load(&path, &network)?
-                && pool.boot_id() == self.boot_id
-            {
-                out.extend(
-                    pool.reservations()
-                        .iter()
-                        .flat_map(|r| r.addresses.iter().copied()),
-                );
-            }
-        }
-        Ok(out)
+        let files = list().map_err(io_error("list", &self.folder))?;
+        let network = |file: &String| {
+            let name = file.strip_suffix(IPAM_SUFFIX)?;
+            (!name.starts_with('.')).then(|| name.to_owned())
+        };
+        Ok(files.iter().filter_map(network).collect())
     }
 }
 

@@ -366,7 +366,7 @@ fn del_is_idempotent_and_needs_nothing() {
 }
 
 #[test]
-fn del_keeps_what_belongs_to_another_container_and_tells_of_damaged_state() {
+fn del_keeps_what_belongs_to_another_container() {
     let world = world!();
     let pod = Ns::new();
     world.add("c1", &pod).ok();
@@ -376,12 +376,84 @@ fn del_keeps_what_belongs_to_another_container_and_tells_of_damaged_state() {
         .sh(&format!("ip link set {name} alias someone-else"));
     world.del("c1").done();
     assert_eq!(world.pod_links(), [&*name]);
-    world.node.sh(&format!("ip link set {name} alias c1"));
+}
+
+#[test]
+fn damaged_state_is_set_aside_and_made_anew_from_the_running_pods() {
+    let world = world!();
+    let (a, b, c) = (Ns::new(), Ns::new(), Ns::new());
+    let first = addresses(&world.add("a", &a).ok());
+    let second = addresses(&world.add("b", &b).ok());
     let file = world.state().join("ipam/warren.json");
-    std::fs::write(&file, b"{\"format\":1").unwrap();
-    // It removes the interface all the same.
-    refused(&world.del("c1"), 5, &["ipam/warren.json"]);
-    assert!(world.pod_links().is_empty());
+    let damaged = b"{\"format\":1";
+    std::fs::write(&file, damaged).unwrap();
+    let third = addresses(&world.add("c", &c).ok());
+    assert!(third.0 != first.0 && third.0 != second.0);
+    assert_eq!(world.reservations().len(), 3);
+    let aside = std::fs::read_dir(file.parent().unwrap())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.to_string_lossy().contains("damaged"))
+        .unwrap();
+    assert_eq!(std::fs::read(aside).unwrap(), damaged);
+    // And once more, without any file at all.
+    std::fs::remove_dir_all(file.parent().unwrap()).unwrap();
+    world.del("a").done();
+    world.add("a2", &a).ok();
+    world.del("b").done();
+    let mut left: Vec<_> = world
+        .reservations()
+        .iter()
+        .map(|r| r["containerId"].as_str().unwrap().to_owned())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["a2", "c"]);
+}
+
+#[test]
+fn what_a_runtime_left_behind_is_reserved_no_longer_than_the_pool_needs() {
+    let world = world!();
+    world.write_node(&["10.244.1.0/29", "fd00:0:0:1::/64"], &CLUSTER);
+    let kept = Ns::new();
+    let kept_addresses = addresses(&world.add("kept", &kept).ok());
+    for i in 0..4 {
+        // The namespace goes without a DEL, and the interface with it.
+        world.add(&format!("gone{i}"), &Ns::new()).ok();
+    }
+    for _ in 0..500 {
+        if world.pod_links().len() == 1 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let next = Ns::new();
+    refused(&world.add("next", &next), 11, &["1 taken", "4 freed"]);
+    let left = world.reservations();
+    assert_eq!(left.len(), 1);
+    assert_eq!(
+        left[0]["addresses"],
+        json!([kept_addresses.0, kept_addresses.1])
+    );
+}
+
+#[test]
+fn add_and_del_of_one_attachment_exclude_each_other() {
+    let world = world!();
+    for round in 0..6 {
+        let pod = Ns::new();
+        let conf = world.conf();
+        // As of a runtime that gave the ADD up and calls DEL while it still runs.
+        let add = world.spawn("ADD", "c1", Some(&pod), &[], &conf);
+        std::thread::sleep(std::time::Duration::from_millis(3 * round));
+        let del = world.spawn("DEL", "c1", None, &[], &conf);
+        let added = add.wait_with_output().unwrap().status.success();
+        let deleted = del.wait_with_output().unwrap();
+        assert!(deleted.status.success(), "{deleted:?}");
+        // Either the DEL came first, and all of it is there; or nothing is.
+        let whole = (world.pod_links().len(), world.reservations().len());
+        assert!(whole == (0, 0) || (added && whole == (1, 1)), "{whole:?}");
+        world.del("c1").done();
+    }
 }
 
 #[test]

@@ -46,3 +46,42 @@ pub struct NodeFile {
     #[serde(rename = "mtu")]
     pub mtu_bytes: u32,
 }
+
+/// Directory of the address stores (`<network>.json`, 0600), in the state directory.
+pub const IPAM_DIR: &str = "ipam";
+/// How the name of an address store's document ends.
+pub const IPAM_SUFFIX: &str = ".json";
+
+/// What others than the CNI plugin read of an address store's document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpamFile {
+    /// The network's name.
+    pub network: String,
+    /// The boot that the reservations are of.
+    #[serde(rename = "bootId")]
+    pub boot_id: String,
+    /// Who has which address.
+    pub reservations: Vec<Reservation>,
+}
+
+/// One attachment's addresses, at most one of each family.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reservation {
+    /// The container; empty when its interface was found without a name to it.
+    #[serde(rename = "containerId")]
+    pub container_id: String,
+    /// The interface inside it; empty when it is not known, after the store was lost.
+    pub ifname: String,
+    /// The attachment's interface on the node: while it exists, the attachment lives.
+    #[serde(rename = "hostInterface")]
+    pub host_interface: String,
+    /// The Kubernetes pod, `namespace/name`; for people only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// Unix time in seconds of the reservation; none when it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// Its addresses, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+}

@@ -53,11 +53,7 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::Kernel`]; `is_not_found` when there is no such link.
     pub async fn add_address(&self, index: u32, net: IpNet) -> Result<bool, NetlinkError> {
-        let mut message = message_of(index, net);
-        if net.addr().is_ipv6() {
-            let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
-            message.attributes.push(AddressAttribute::Flags(flags));
-        }
+        let message = message_to_add(index, net);
         let subject = format!("{net} to link {index}");
         let message = RouteNetlinkMessage::NewAddress(message);
         match self
@@ -79,6 +75,16 @@ impl Netlink {
         let message = RouteNetlinkMessage::DelAddress(message_of(index, net));
         self.change("delete address", &subject, message, 0).await
     }
+}
+
+/// An address to be added; an IPv6 one without duplicate address detection and prefix route.
+pub(crate) fn message_to_add(index: u32, net: IpNet) -> AddressMessage {
+    let mut message = message_of(index, net);
+    if net.addr().is_ipv6() {
+        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+        message.attributes.push(AddressAttribute::Flags(flags));
+    }
+    message
 }
 
 fn message_of(index: u32, net: IpNet) -> AddressMessage {

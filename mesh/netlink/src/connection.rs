@@ -182,7 +182,7 @@ struct Answers {
 /// Length of `struct nlmsghdr` (linux/netlink.h).
 const NLMSG_HEADER: usize = 16;
 
-fn kernel_error(
+pub(crate) fn kernel_error(
     operation: &'static str,
     subject: &dyn Display,
     code: i32,

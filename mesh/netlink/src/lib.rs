@@ -1,7 +1,8 @@
 //! Typed calls to the kernel's network configuration, as far as Warren needs them.
 //!
 //! [`Netlink`] is one rtnetlink connection, bound to the network namespace it was opened in: links,
-//! addresses, routes, rules and neighbours are read and changed through it, [`EventStream`] tells
+//! addresses, routes, rules and neighbours are read and changed through it ([`SyncNetlink`] is its
+//! like for a program without a runtime), [`EventStream`] tells
 //! when someone changed them. [`Netns`] names a namespace and runs code inside it, [`sysctl`] reads
 //! and writes `/proc/sys`, and [`protection`] reads back which of our nftables rules are loaded.
 //!
@@ -21,6 +22,7 @@ mod route_lookup;
 mod routes;
 mod rules;
 mod socket;
+mod sync;
 pub mod sysctl;
 
 pub use addresses::Address;
@@ -33,3 +35,4 @@ pub use netns::Netns;
 pub use route_lookup::{RouteLookup, RouteLookupOptions};
 pub use routes::{Family, Route, RouteKind};
 pub use rules::Rule;
+pub use sync::{Batch, SyncNetlink};

@@ -122,24 +122,12 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::Kernel`]; `is_exists` when either name is taken.
     pub async fn add_veth(&self, spec: &VethSpec<'_>) -> Result<(), NetlinkError> {
-        let mut peer = LinkMessage::default();
-        peer.attributes = end_attributes(spec.peer.name, spec.peer.mtu, spec.peer.mac);
-        peer.attributes
-            .push(LinkAttribute::NetNsFd(spec.peer.netns.as_fd().as_raw_fd()));
-
-        let mut message = LinkMessage::default();
-        message.attributes = end_attributes(spec.name, spec.mtu, spec.mac);
-        message.attributes.push(LinkAttribute::Group(spec.group));
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-        ]));
+        let message = veth_message(spec);
         let subject = format!("{} with peer {}", spec.name, spec.peer.name);
         let message = RouteNetlinkMessage::NewLink(message);
         self.change("add veth", &subject, message, NLM_F_CREATE | NLM_F_EXCL)
             .await?;
 
-        // The kernel ignores an alias while it makes a link.
         let Some(alias) = spec.alias else {
             return Ok(());
         };
@@ -222,15 +210,32 @@ impl Netlink {
     }
 }
 
-fn message_of(index: u32) -> LinkMessage {
+pub(crate) fn message_of(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message
 }
 
 /// Counters are most of a link's answer, and nobody here reads them.
-fn no_statistics() -> LinkAttribute {
+pub(crate) fn no_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
+}
+
+/// A pair to be made, without the alias: the kernel ignores it while it makes a link.
+pub(crate) fn veth_message(spec: &VethSpec<'_>) -> LinkMessage {
+    let mut peer = LinkMessage::default();
+    peer.attributes = end_attributes(spec.peer.name, spec.peer.mtu, spec.peer.mac);
+    peer.attributes
+        .push(LinkAttribute::NetNsFd(spec.peer.netns.as_fd().as_raw_fd()));
+
+    let mut message = LinkMessage::default();
+    message.attributes = end_attributes(spec.name, spec.mtu, spec.mac);
+    message.attributes.push(LinkAttribute::Group(spec.group));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+    ]));
+    message
 }
 
 fn end_attributes(name: &str, mtu: u32, mac: Option<[u8; 6]>) -> Vec<LinkAttribute> {
@@ -242,7 +247,7 @@ fn end_attributes(name: &str, mtu: u32, mac: Option<[u8; 6]>) -> Vec<LinkAttribu
     attributes
 }
 
-fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
+pub(crate) fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = message else {
         return None;
     };

@@ -35,17 +35,7 @@ impl Netlink {
         address: IpAddr,
         mac: [u8; 6],
     ) -> Result<(), NetlinkError> {
-        let mut message = NeighbourMessage::default();
-        message.header.family = family_of(address);
-        message.header.ifindex = index;
-        message.header.state = NeighbourState::Permanent;
-        message.attributes = vec![
-            NeighbourAttribute::Destination(match address {
-                IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-                IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
-            }),
-            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
-        ];
+        let message = permanent(index, address, mac);
         let subject = format!("{address} on link {index}");
         let message = RouteNetlinkMessage::NewNeighbour(message);
         self.change(
@@ -78,6 +68,22 @@ impl Netlink {
             .filter(wanted)
             .collect())
     }
+}
+
+/// A permanent entry.
+pub(crate) fn permanent(index: u32, address: IpAddr, mac: [u8; 6]) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family_of(address);
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(match address {
+            IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+            IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+        }),
+        NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+    ];
+    message
 }
 
 fn neighbour_of(message: RouteNetlinkMessage) -> Option<Neighbour> {

@@ -353,7 +353,7 @@ impl Netlink {
     }
 }
 
-fn message_of(route: &Route) -> RouteMessage {
+pub(crate) fn message_of(route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
         address_family: family_of(route.dst.addr()),
