@@ -39,9 +39,10 @@ test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million d
 fuzz: ## run each fuzz target for SECONDS=30, from the committed corpus
 	tests/fuzz/run $(or $(SECONDS),30)
 
-soak: deps ## all long forms: a minute of 200 registry changes a second, 15 minutes over rekeys with loss, then LONG=1 of test-hostile and the fuzz targets
+soak: deps ## all long forms: a minute of 200 registry changes a second, 5 minutes of a blocked port, 15 minutes over rekeys with loss, then LONG=1 of test-hostile and the fuzz targets
 	$(CARGO) build --workspace --bins
 	WARREN_CHURN_SECONDS=60 $(CARGO) test -p warren-e2e --test registry two_hundred -- --nocapture
+	$(CARGO) test -p warren-e2e --test underlay_loss -- --nocapture --ignored
 	$(CARGO) build --release -p warren-tunnel -p warren-hostile
 	$(CARGO) test --release -p warren-hostile --test soak -- --nocapture --ignored
 	tests/interop/prepare

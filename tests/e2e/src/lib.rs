@@ -29,8 +29,10 @@ mod mesh;
 mod node;
 mod pod;
 mod traffic;
+mod underlay;
 
 pub use mesh::{CLUSTER_V4, CLUSTER_V6, Mesh};
 pub use node::Node;
 pub use pod::MeshPod;
 pub use traffic::{MARKER, Ping, Probe, ProbeResult, Transfer, ping, ping_each, transfer};
+pub use underlay::{assert_captured, reason, wait_back, wait_degraded, wait_well};

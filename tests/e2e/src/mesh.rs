@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use warren_lab::{Allow, Bridge, Capture, ClearTextRules, Host, Lab, Link};
+use warren_lab::{Allow, Bridge, Capture, ClearTextRules, End, Host, Lab, Link};
 
 use crate::node::Node;
 use crate::traffic::MARKER;
@@ -108,6 +108,28 @@ impl Mesh {
             link,
         ));
         self.nodes.last_mut().context("a node was just added")
+    }
+
+    /// Makes a host of the test's own making node `number`, without starting anything on it. With
+    /// no addresses given, its agent finds them out.
+    pub fn adopt(&mut self, host: Host, number: u8, addresses: &[&str], link: Link) -> &mut Node {
+        self.links.push(link.clone());
+        let addresses = addresses.iter().map(|a| (*a).to_owned()).collect();
+        let registry = self.registry.clone();
+        let node = Node::new(host, number, addresses, registry, link);
+        self.nodes.push(node);
+        let last = self.nodes.len() - 1;
+        &mut self.nodes[last]
+    }
+
+    /// Counts a link of the test's own making to the underlay.
+    pub fn watch(&mut self, link: Link) {
+        self.links.push(link);
+    }
+
+    /// A port of the first subnet's switch, for a link of the test's own making.
+    pub fn lan_a_port(&self) -> End {
+        self.lan_a.port()
     }
 
     /// Node `number`, which must exist.

@@ -23,7 +23,7 @@ pub struct Node {
     pub host: Host,
     /// Its cable.
     pub link: Link,
-    /// Its addresses on the underlay, preferred first.
+    /// Its addresses on the underlay, preferred first; its agent finds them out when there are none.
     pub addresses: Vec<String>,
     /// The running `warren-tunnel`.
     pub tunnel: Option<Proc>,
@@ -109,11 +109,13 @@ impl Node {
             .arg(&self.registry)
             .args(["--cluster-cidrs", &format!("{CLUSTER_V4},{CLUSTER_V6}")])
             .args(["--pod-cidrs", &self.pod_cidrs().join(",")])
-            .args(["--node-addresses", &self.addresses.join(",")])
             .arg("--state-dir")
             .arg(self.state_dir())
             .arg("--cni-conf-dir")
             .arg(self.host.dir().join("cni"));
+        if !self.addresses.is_empty() {
+            command.args(["--node-addresses", &self.addresses.join(",")]);
+        }
         self.agent = Some(self.host.spawn(&mut command)?);
         Ok(())
     }
