@@ -49,3 +49,16 @@ impl fmt::Display for CniVersion {
         f.write_str(self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_writes_its_configuration_by_the_same_list() {
+        assert_eq!(
+            CniVersion::ALL.map(CniVersion::as_str),
+            warren_core::consts::CNI_VERSIONS
+        );
+    }
+}

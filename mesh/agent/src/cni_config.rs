@@ -6,7 +6,9 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use warren_core::consts::{CNI_NETWORK, CNI_PLUGIN};
 
+use crate::cni_chain::Chain;
 use crate::config::Config;
 use crate::files::{self, FileError};
 
@@ -15,19 +17,26 @@ const MAX_LEN: u64 = 64 * 1024;
 /// Runtimes read it as whatever user they run as; nothing in it is secret.
 const MODE: u32 = 0o644;
 const DIR_MODE: u32 = 0o755;
+/// The newest version that `cniVersion` says: a runtime that does not know `cniVersions` takes it
+/// as it is, and refuses what it does not know itself.
+pub(crate) const NEWEST_DEFAULT: &str = "1.0.0";
 
-/// The configuration. Its `cniVersion` is at most 1.0.0, and its `cniVersions` leave 1.1.0 out:
-/// plugins chained behind us may not know it, and libcni would pick it.
-pub fn document(config: &Config) -> Value {
+/// The configuration, for this chain.
+pub fn document(config: &Config, chain: &Chain) -> Value {
+    let usable = |version: &&&str| **version <= NEWEST_DEFAULT;
+    let default = chain.versions.iter().rev().find(usable);
+    let mut plugins = vec![json!({
+        "type": CNI_PLUGIN,
+        "capabilities": {"ips": true, "mac": true, "aliases": true},
+        "stateDir": config.state_dir,
+        "runDir": config.run_dir,
+    })];
+    plugins.extend(chain.plugins.iter().cloned());
     json!({
-        "cniVersion": "1.0.0",
-        "cniVersions": ["0.3.1", "0.4.0", "1.0.0"],
-        "name": "warren",
-        "plugins": [{
-            "type": "warren-cni",
-            "stateDir": config.state_dir,
-            "runDir": config.run_dir,
-        }],
+        "cniVersion": default.unwrap_or(&NEWEST_DEFAULT),
+        "cniVersions": chain.versions,
+        "name": CNI_NETWORK,
+        "plugins": plugins,
     })
 }
 
@@ -35,9 +44,9 @@ pub fn document(config: &Config) -> Value {
 ///
 /// # Errors
 /// [`FileError`].
-pub fn install(config: &Config, dir: &Path) -> Result<bool, FileError> {
+pub fn install(config: &Config, chain: &Chain, dir: &Path) -> Result<bool, FileError> {
     let path = dir.join(&config.cni_conf_name);
-    let document = document(config);
+    let document = document(config, chain);
     let present = files::read_limited(&path, MAX_LEN).ok().flatten();
     if present.and_then(|text| serde_json::from_slice::<Value>(&text).ok())
         == Some(document.clone())

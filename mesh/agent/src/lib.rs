@@ -12,6 +12,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod cni_chain;
 pub mod cni_config;
 pub mod config;
 pub mod dataplane;

@@ -3,6 +3,7 @@
 use warren_core::consts::{NODE_FILE, VIEW_FILE};
 use warren_core::files::{NodeFile, SavedView};
 
+use crate::cni_chain::Prober;
 use crate::config::Config;
 use crate::files::FileError;
 use crate::{cni_config, files};
@@ -35,12 +36,14 @@ pub trait Store {
 #[derive(Clone, Debug)]
 pub struct Disk {
     config: Config,
+    plugins: Prober,
 }
 
 impl Disk {
     /// The directories of this configuration.
     pub fn new(config: Config) -> Self {
-        Self { config }
+        let plugins = Prober::new(config.cni_bin_dir.clone());
+        Self { config, plugins }
     }
 }
 
@@ -55,7 +58,7 @@ impl Store for Disk {
 
     fn install_cni(&mut self) -> Result<bool, FileError> {
         match self.config.cni_conf_dir.as_deref() {
-            Some(dir) => cni_config::install(&self.config, dir),
+            Some(dir) => cni_config::install(&self.config, &self.plugins.chain(), dir),
             None => Ok(false),
         }
     }

@@ -36,6 +36,7 @@ const OTHER: &[(&str, &str)] = &[
     ("uapi-dir", "/srv/uapi"),
     ("cni-conf-dir", "/srv/cni"),
     ("cni-conf-name", "05-mesh.conflist"),
+    ("cni-bin-dir", "/usr/lib/cni"),
     ("http-listen", "[::1]:8080"),
     ("log-format", "json"),
     ("log-level", "debug"),
@@ -75,6 +76,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("cni-conf-dir", "etc", "absolute path, or nothing"),
     ("cni-conf-name", "10-warren.conf", ".conflist"),
     ("cni-conf-name", "../x.conflist", "plain file name"),
+    ("cni-bin-dir", "bin", "absolute path, or nothing"),
     ("http-listen", "9151", "off, or ip:port"),
     ("log-format", "xml", "text or json"),
     ("log-level", "loud", "error, warn, info, debug or trace"),
@@ -160,6 +162,10 @@ fn the_defaults_are_those_that_are_documented() {
         Some(Path::new("/etc/cni/net.d"))
     );
     assert_eq!(config.cni_conf_name, "10-warren.conflist");
+    assert_eq!(
+        config.cni_bin_dir.as_deref(),
+        Some(Path::new("/opt/cni/bin"))
+    );
     assert_eq!(config.http_listen, Some("127.0.0.1:9151".parse().unwrap()));
     assert_eq!(
         (config.log_format, config.log_level),

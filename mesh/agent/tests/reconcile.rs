@@ -320,9 +320,10 @@ async fn a_tunnel_that_answers_is_published_and_gets_its_peers() {
     );
     let config: serde_json::Value = node.read("cni/10-warren.conflist").unwrap();
     assert_eq!(config["plugins"][0]["type"], "warren-cni");
+    assert_eq!(config["cniVersion"], "1.0.0");
     assert_eq!(
         config["cniVersions"],
-        serde_json::json!(["0.3.1", "0.4.0", "1.0.0"])
+        serde_json::json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
     );
 }
 

@@ -22,6 +22,12 @@ pub const UNREACHABLE_METRIC: u32 = 0xffff_fff0;
 pub const NFT_TABLE: &str = "warren";
 /// How the host side of every pod's veth starts.
 pub const VETH_PREFIX: &str = "wrn";
+/// The CNI plugin's file name.
+pub const CNI_PLUGIN: &str = "warren-cni";
+/// The name of the network in the agent's CNI configuration.
+pub const CNI_NETWORK: &str = "warren";
+/// The versions of the CNI specification that the plugin speaks, oldest first.
+pub const CNI_VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Link group (ip-link(8)) of the host sides of pods that are not to be masqueraded: the plugin
 /// sets it, and the agent's rules look for it.
 pub const UNMASQUERADED_GROUP: u32 = 152;

@@ -139,6 +139,8 @@ pub struct Config {
     pub cni_conf_dir: Option<PathBuf>,
     /// Name of the CNI configuration's file.
     pub cni_conf_name: String,
+    /// Directory in which the container runtime looks for CNI plugins; `None` chains none.
+    pub cni_bin_dir: Option<PathBuf>,
     /// Where health and metrics are served; `None` serves none.
     pub http_listen: Option<SocketAddr>,
     /// How log lines look.

@@ -204,6 +204,14 @@ pub const SETTINGS: &[Setting] = &[
         parse: one!(cni_conf_name, value::file_name),
     },
     Setting {
+        key: "cni-bin-dir",
+        help: "Directory in which the container runtime looks for CNI plugins: portmap and \
+               bandwidth are chained when they are there; empty chains none",
+        default: Default::Text("/opt/cni/bin"),
+        allowed: "an absolute path, or nothing",
+        parse: one!(cni_bin_dir, value::optional_directory),
+    },
+    Setting {
         key: "http-listen",
         help: "Where /healthz, /readyz and /metrics are served",
         default: Default::Text("127.0.0.1:9151"),
@@ -269,6 +277,7 @@ pub(super) fn blank(node_name: warren_core::NodeName) -> Config {
         uapi_dir: PathBuf::new(),
         cni_conf_dir: None,
         cni_conf_name: String::new(),
+        cni_bin_dir: None,
         http_listen: None,
         log_format: LogFormat::Text,
         log_level: tracing::Level::INFO,
