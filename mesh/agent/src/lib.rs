@@ -14,6 +14,7 @@
 
 pub mod cni_chain;
 pub mod cni_config;
+pub mod concern;
 pub mod config;
 pub mod dataplane;
 pub mod files;

@@ -2,6 +2,7 @@
 //! drive.
 //!
 //! ```text
+//!   an event of no hurry -- settle longer, once a second -------+
 //!   an event ----- settle, not before the last outcome allows --+
 //!   the tick ----- now -----------------------------------------+--> due --> reconcile
 //!   a tunnel that came back ----- now --------------------------+              |
@@ -11,6 +12,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::reconcile::Touched;
 use crate::snapshot::Snapshot;
 
 /// How often everything is looked at whatever happens: a change made by others that raises no
@@ -24,12 +26,21 @@ const SETTLE: Duration = Duration::from_millis(20);
 const SPACING: Duration = Duration::from_millis(200);
 /// The longest time that events wait after reconciles that left something undone.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// How long to wait after an event that is in no hurry.
+const LATE_SETTLE: Duration = Duration::from_millis(250);
+/// The least time between reconciles that such events cause.
+const LATE_SPACING: Duration = Duration::from_secs(1);
+/// How long to wait after an event of something of ours for others.
+const REPAIR_SETTLE: Duration = Duration::from_millis(5);
+/// How many repairs may follow each other without a pause.
+const PURSE: u32 = 8;
 
 /// When the next reconcile is due.
 #[derive(Clone, Debug, Default)]
 pub struct Pace {
     due: Option<Instant>,
     not_before: Option<Instant>,
+    late_not_before: Option<Instant>,
     failures: u32,
     tunnel_answers: bool,
 }
@@ -39,6 +50,15 @@ impl Pace {
     /// allows.
     pub fn handle_event(&mut self, now: Instant) {
         let at = now + SETTLE;
+        let at = self.not_before.map_or(at, |not_before| at.max(not_before));
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    /// Something changed that may concern this node, such as one of a routing daemon's thousand
+    /// routes.
+    pub fn handle_late_event(&mut self, now: Instant) {
+        let at = now + LATE_SETTLE;
+        let at = self.late_not_before.map_or(at, |earliest| at.max(earliest));
         let at = self.not_before.map_or(at, |not_before| at.max(not_before));
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
@@ -78,13 +98,119 @@ impl Pace {
         };
         let backoff = SPACING * 2u32.pow(self.failures.min(5));
         self.not_before = Some(now + backoff.min(MAX_BACKOFF));
+        self.late_not_before = Some(now + LATE_SPACING);
         self.due = None;
+    }
+}
+
+/// When the next repair of what others touched is due: at once, until it happens again and again.
+///
+/// ```text
+/// a purse of 8, one more every 200 ms: the ninth of a burst waits, and so does each one after
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct RepairPace {
+    touched: Touched,
+    due: Option<Instant>,
+    spent: u32,
+    /// Since when the purse fills.
+    since: Option<Instant>,
+}
+
+impl RepairPace {
+    /// Something of ours may have been touched.
+    pub fn handle_touched(&mut self, now: Instant, touched: Touched) {
+        self.touched.merge(touched);
+        self.refill(now);
+        // What opens the node is put back without waiting for what else may come.
+        let settle = if touched.filter {
+            Duration::ZERO
+        } else {
+            REPAIR_SETTLE
+        };
+        let earliest = now + settle;
+        let at = match self.since {
+            Some(since) if self.spent >= PURSE => earliest.max(since + SPACING),
+            _ => earliest,
+        };
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    /// When to repair, if anything asks for it.
+    pub fn poll_due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// What to look at: a repair of it begins.
+    pub fn start(&mut self, now: Instant) -> Touched {
+        self.refill(now);
+        self.since.get_or_insert(now);
+        self.spent += 1;
+        self.due = None;
+        std::mem::take(&mut self.touched)
+    }
+
+    fn refill(&mut self, now: Instant) {
+        while let Some(since) = self.since
+            && since + SPACING <= now
+        {
+            self.spent = self.spent.saturating_sub(1);
+            self.since = (self.spent > 0).then_some(since + SPACING);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_single_repair_comes_at_once_and_a_flood_of_them_five_times_a_second() {
+        let network = Touched {
+            network: true,
+            ..Touched::default()
+        };
+        let mut repairs = RepairPace::default();
+        let mut now = Instant::now();
+        repairs.handle_touched(now, network);
+        assert_eq!(repairs.poll_due(), Some(now + REPAIR_SETTLE));
+        assert_eq!(repairs.start(now + REPAIR_SETTLE), network);
+        // Somebody flaps a route every 10 ms for ten seconds.
+        let mut done = 0;
+        for _ in 0..1000 {
+            repairs.handle_touched(now, network);
+            now += Duration::from_millis(10);
+            if repairs.poll_due().is_some_and(|due| due <= now) {
+                repairs.start(now);
+                done += 1;
+            }
+        }
+        assert!((50..=60).contains(&done), "{done}");
+        // Quiet for a while, and the next one comes at once again.
+        now += Duration::from_secs(2);
+        repairs.start(now);
+        let filter = Touched {
+            filter: true,
+            ..Touched::default()
+        };
+        repairs.handle_touched(now, filter);
+        assert_eq!(repairs.poll_due(), Some(now));
+    }
+
+    #[test]
+    fn a_busy_routing_daemon_causes_one_reconcile_a_second() {
+        let mut pace = Pace::default();
+        let (mut now, mut done) = (Instant::now(), 0);
+        for _ in 0..1000 {
+            pace.handle_late_event(now);
+            now += Duration::from_millis(10);
+            if pace.poll_due().is_some_and(|due| due <= now) {
+                pace.done(now, true);
+                done += 1;
+            }
+        }
+        assert!((9..=11).contains(&done), "{done}");
+    }
 
     #[test]
     fn events_wait_longer_the_longer_nothing_can_be_done() {

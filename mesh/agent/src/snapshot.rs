@@ -50,6 +50,8 @@ pub struct Snapshot {
 pub struct Stats {
     /// How many there were.
     pub reconciles: u64,
+    /// How many repairs of single things there were besides, because the kernel told of a change.
+    pub repairs: u64,
     /// How many left something undone.
     pub failed: u64,
     /// How many changes were made.

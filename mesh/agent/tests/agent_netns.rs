@@ -142,7 +142,9 @@ fn http(path: &str) -> Option<(u16, String)> {
 }
 
 fn filter_is_loaded() -> bool {
-    sh("nft list tables").contains("inet warren")
+    sh("nft list tables")
+        .lines()
+        .any(|line| line == "table inet warren")
 }
 
 fn unreachable_routes() -> usize {

@@ -110,7 +110,7 @@ fn other_tables_stay() {
         filter.apply(&spec()).await.unwrap();
         assert_eq!(
             sh("nft list tables"),
-            "table inet other\ntable inet warren\n"
+            "table inet other\ntable inet warren\ntable inet warren-guard\n"
         );
     });
 }
@@ -149,5 +149,54 @@ fn drops_are_counted_by_rule_and_counting_is_no_change() {
         assert_eq!(filter.drops()["egress-dst-v6"], 2);
         assert_eq!(filter.drops()["ingress-src-v4"], 0);
         assert_eq!(filter.drops().len(), rule_comment::REQUIRED.len());
+
+        // Another node's address, a table that somebody took away, and an agent that starts anew:
+        // what was counted stays counted.
+        let mut other = spec();
+        other.peer_addresses.clear();
+        filter.apply(&other).await.unwrap();
+        assert_eq!(filter.observe().await.unwrap(), Some(other.clone()));
+        let in_kernel = || sh("nft list table inet warren");
+        let counted = "counter packets 3 bytes 252 drop comment \"warren:egress-dst-v4\"";
+        assert!(in_kernel().contains(counted), "{}", in_kernel());
+        sh("nft delete table inet warren");
+        assert_eq!(filter.observe().await.unwrap(), None);
+        filter.apply(&other).await.unwrap();
+        assert!(in_kernel().contains(counted), "{}", in_kernel());
+        let mut started_anew = Filter::new();
+        started_anew.observe().await.unwrap();
+        started_anew.apply(&other).await.unwrap();
+        assert!(in_kernel().contains(counted), "{}", in_kernel());
+        assert_eq!(started_anew.drops()["egress-dst-v4"], 3);
+    });
+}
+
+#[test]
+fn other_peer_addresses_change_elements_and_no_rule() {
+    in_namespace(async || {
+        let mut filter = Filter::new();
+        filter.apply(&spec()).await.unwrap();
+        let handles = || sh("nft -a list table inet warren | grep -o 'comment.*handle.*'");
+        let before = handles();
+        let mut more = spec();
+        for other in 1..=200u8 {
+            let net = format!("203.0.113.{other}/32").parse().unwrap();
+            more.peer_addresses.insert(net);
+        }
+        more.own_allowed_ips
+            .remove(&"192.0.2.1/32".parse().unwrap());
+        for wanted in [more.clone(), spec(), more] {
+            filter.apply(&wanted).await.unwrap();
+            assert_eq!(filter.observe().await.unwrap(), Some(wanted));
+            assert_eq!(handles(), before);
+        }
+        let sets = sh("nft list set inet warren own_v4; nft list set inet warren peer_v4");
+        assert!(!sets.contains("192.0.2.1"), "{sets}");
+        assert!(sets.contains("203.0.113.1-203.0.113.200"), "{sets}");
+        // A hole that was made since the last look is no part of what is kept.
+        sh("nft insert rule inet warren egress accept");
+        filter.apply(&spec()).await.unwrap();
+        assert_eq!(filter.observe().await.unwrap(), Some(spec()));
+        assert!(!sh("nft list chain inet warren egress").contains("\taccept\n"));
     });
 }

@@ -4,11 +4,12 @@
 pub const INTERFACE: &str = "warren0";
 /// Default UDP port of the tunnel. Not 51820, which other WireGuard users and filters often hold.
 pub const DEFAULT_PORT: u16 = 51871;
-/// Routing table that sends the mesh's node addresses into the tunnel, for pods only.
+/// Routing table of Warren's own: the peers' pod ranges, and for pods the peers' node addresses.
 pub const NODE_TABLE: u32 = 51871;
 /// The kernel's main routing table (`RT_TABLE_MAIN`, linux/rtnetlink.h).
 pub const MAIN_TABLE: u32 = 254;
-/// Priority of the `from <own podCIDR> lookup 51871` rules; before the main table's 32766.
+/// Priority of the `from <own podCIDR>` and `to <cluster CIDR> lookup 51871` rules; before the main
+/// table's 32766.
 pub const RULE_PRIORITY: u32 = 5187;
 /// Route protocol number of what the agent installs; unassigned in iproute2's `rt_protos`.
 pub const PROTOCOL_AGENT: u8 = 151;
@@ -20,6 +21,8 @@ pub const TUNNEL_METRIC: u32 = 1024;
 pub const UNREACHABLE_METRIC: u32 = 0xffff_fff0;
 /// Name of the nftables table (family `inet`).
 pub const NFT_TABLE: &str = "warren";
+/// Name of the small nftables table (family `inet`) that the running agent owns.
+pub const NFT_GUARD_TABLE: &str = "warren-guard";
 /// How the host side of every pod's veth starts.
 pub const VETH_PREFIX: &str = "wrn";
 /// The CNI plugin's file name.

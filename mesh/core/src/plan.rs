@@ -16,7 +16,7 @@ use crate::endpoint::Endpoints;
 use crate::mtu::inner_mtu;
 use crate::node::{MeshRanges, NodeName, NodeRecord, NodeUid, NodeView};
 use crate::reject::{NodeNotice, NodeReject};
-use crate::state::{DesiredPeer, DesiredState, FilterSpec, RouteKey, RouteTarget, Rule};
+use crate::state::{DesiredPeer, DesiredState, FilterSpec, Packets, RouteKey, RouteTarget, Rule};
 
 /// What every node of the mesh is set up with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -254,13 +254,18 @@ fn desired(
         };
         out.routes.insert(key, RouteTarget::Unreachable);
     }
-    for cidr in &local.pod_cidrs {
-        out.rules.insert(Rule {
+    // Both before the main table: another program's route there for a part of a peer's range must
+    // not lead traffic astray.
+    let own = local.pod_cidrs.iter().copied().map(Packets::From);
+    let pods = settings.ranges.cluster_cidrs.iter().copied();
+    out.rules = own
+        .chain(pods.map(Packets::To))
+        .map(|packets| Rule {
             priority: RULE_PRIORITY,
-            from: *cidr,
+            packets,
             table: NODE_TABLE,
-        });
-    }
+        })
+        .collect();
     for node in accepted.values() {
         add_node(&mut out, node, &src, settings.persistent_keepalive);
     }
@@ -279,12 +284,15 @@ fn add_node(
     };
     let mut allowed_ips = node.record.pod_cidrs.clone();
     for cidr in &node.record.pod_cidrs {
-        let key = RouteKey {
-            table: MAIN_TABLE,
-            destination: *cidr,
-            metric: TUNNEL_METRIC,
-        };
-        out.routes.insert(key, target(cidr));
+        // In both tables: each holds when the other, or the rules, are flushed.
+        for table in [MAIN_TABLE, NODE_TABLE] {
+            let key = RouteKey {
+                table,
+                destination: *cidr,
+                metric: TUNNEL_METRIC,
+            };
+            out.routes.insert(key, target(cidr));
+        }
     }
     for address in &node.addresses {
         let net = host_prefix(*address);

@@ -34,15 +34,33 @@ pub enum RouteTarget {
     Foreign,
 }
 
-/// A policy routing rule: packets from `from` look up `table`.
+/// A policy routing rule: the packets that it selects look up `table`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// The rule's priority; lower is asked first.
     pub priority: u32,
-    /// The source prefix that it is for.
-    pub from: IpNet,
+    /// The packets that it is for.
+    pub packets: Packets,
     /// The table that it looks up.
     pub table: u32,
+}
+
+/// What a policy rule selects packets by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Packets {
+    /// Their source lies in the prefix.
+    From(IpNet),
+    /// Their destination lies in the prefix.
+    To(IpNet),
+}
+
+impl Packets {
+    /// The prefix.
+    pub fn prefix(&self) -> IpNet {
+        match *self {
+            Self::From(net) | Self::To(net) => net,
+        }
+    }
 }
 
 /// What the nftables table must enforce; how it says so is the agent's matter.

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use warren_core::state::{
     Change, DesiredPeer, DesiredState, FilterSpec, ObservedLink, ObservedPeer, ObservedState,
-    RouteKey, RouteTarget, Rule,
+    Packets, RouteKey, RouteTarget, Rule,
 };
 use warren_core::{Removals, diff};
 
@@ -81,7 +81,7 @@ fn any_desired() -> impl Strategy<Value = DesiredState> {
                     .into_iter()
                     .map(|n| Rule {
                         priority: 5187,
-                        from: prefix(n),
+                        packets: Packets::From(prefix(n)),
                         table: 51871,
                     })
                     .collect(),

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use warren_core::consts::{MAIN_TABLE, NODE_TABLE, TUNNEL_METRIC, UNREACHABLE_METRIC, annotation};
 use warren_core::files::SavedView;
 use warren_core::node::NodeView;
-use warren_core::state::{RouteKey, RouteTarget};
+use warren_core::state::{Packets, RouteKey, RouteTarget};
 use warren_core::{
     NodeName, NodeRecord, NodeReject, NodeUid, Plan, PlanInput, Planner, RegistryEvent, Removals,
     plan,
@@ -104,7 +104,26 @@ fn a_node_becomes_a_peer_with_routes_and_own_entry_is_ignored() {
         plan.desired.addresses,
         nets(&["10.244.1.1/32", "fd00:244:1::1/128"])
     );
-    assert_eq!(plan.desired.rules.len(), 2);
+    // Ahead of the main table too, so that nobody's route there leads astray.
+    assert_eq!(
+        route(NODE_TABLE, "10.244.2.0/24", TUNNEL_METRIC),
+        Some(&tunnel("10.244.1.1"))
+    );
+    assert_eq!(
+        route(NODE_TABLE, "fd00:244:2::/64", TUNNEL_METRIC),
+        Some(&tunnel("fd00:244:1::1"))
+    );
+    let rules: Vec<Packets> = plan.desired.rules.iter().map(|rule| rule.packets).collect();
+    let prefix = |net: &str| net.parse().unwrap();
+    assert_eq!(
+        rules,
+        [
+            Packets::From(prefix("10.244.1.0/24")),
+            Packets::From(prefix("fd00:244:1::/64")),
+            Packets::To(prefix("10.244.0.0/16")),
+            Packets::To(prefix("fd00:244::/32")),
+        ]
+    );
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! addresses, routes, rules and neighbours are read and changed through it ([`SyncNetlink`] is its
 //! like for a program without a runtime), [`EventStream`] tells
 //! when someone changed them. [`Netns`] names a namespace and runs code inside it, [`sysctl`] reads
-//! and writes `/proc/sys`, and [`protection`] reads back which of our nftables rules are loaded.
+//! and writes `/proc/sys`, [`protection`] reads back which of our nftables rules are loaded, and a
+//! [`Guard`] is a small table that nobody else can flush.
 //!
 //! What it refuses to do: it keeps no state and no cache, for the kernel is the only truth; it
 //! decides nothing; it starts no process; and it never moves the calling thread into another
@@ -14,9 +15,11 @@ mod addresses;
 mod connection;
 mod error;
 mod events;
+mod guard;
 mod links;
 mod neighbours;
 mod netns;
+mod nfnetlink;
 pub mod protection;
 mod route_lookup;
 mod routes;
@@ -29,6 +32,7 @@ pub use addresses::Address;
 pub use connection::Netlink;
 pub use error::NetlinkError;
 pub use events::{EventStream, NetEvent};
+pub use guard::{Guard, GuardSpec};
 pub use links::{Link, VethPeer, VethSpec};
 pub use neighbours::Neighbour;
 pub use netns::Netns;

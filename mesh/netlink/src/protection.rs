@@ -15,6 +15,7 @@ use nix::sys::socket::{SockFlag, SockProtocol, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use crate::NetlinkError;
+use crate::nfnetlink::{FAMILY_HEADER, Message};
 use crate::socket::{Datagram, Socket, messages};
 
 // linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h
@@ -23,16 +24,15 @@ const NFT_MSG_NEWTABLE: u16 = NFNL_SUBSYS_NFTABLES;
 const NFT_MSG_GETTABLE: u16 = NFNL_SUBSYS_NFTABLES | 1;
 const NFT_MSG_NEWRULE: u16 = NFNL_SUBSYS_NFTABLES | 6;
 const NFT_MSG_GETRULE: u16 = NFNL_SUBSYS_NFTABLES | 7;
+const NFT_MSG_NEWGEN: u16 = NFNL_SUBSYS_NFTABLES | 15;
+const NFT_MSG_GETGEN: u16 = NFNL_SUBSYS_NFTABLES | 16;
+const NFTA_GEN_ID: u16 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
 /// Longest name of a table (`NFT_TABLE_MAXNAMELEN`, without its zero).
 const NAME_MAX: usize = 255;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_USERDATA: u16 = 7;
-/// Length of `struct nlmsghdr`.
-const MESSAGE_HEADER: usize = 16;
-/// Length of `struct nfgenmsg`, which comes before the attributes.
-const FAMILY_HEADER: usize = 4;
 /// Type of a comment in a rule's user data (libnftnl's udata.h, `NFTNL_UDATA_RULE_COMMENT`).
 const UDATA_COMMENT: u8 = 0;
 
@@ -68,6 +68,39 @@ pub fn rule_comments(
     }
     Err(NetlinkError::Interrupted {
         operation: OPERATION,
+    })
+}
+
+/// Tells whether there is such a table in the calling thread's network namespace.
+///
+/// # Errors
+/// As [`rule_comments`].
+pub fn table_exists(family: &str, table: &str) -> Result<bool, NetlinkError> {
+    Client::open(family, table)?.table_exists()
+}
+
+/// Returns the number of the ruleset's generation: as long as it stays, nobody has changed any
+/// table of the calling thread's network namespace. (That an owned table went with its owner does
+/// not change it.)
+///
+/// # Errors
+/// As [`rule_comments`].
+pub fn generation() -> Result<u32, NetlinkError> {
+    let mut client = Client::open("inet", "")?;
+    let mut found = None;
+    let mut note = |kind, attributes: &[u8]| {
+        if kind == NFT_MSG_NEWGEN {
+            found = NlasIterator::new(attributes)
+                .map_while(Result::ok)
+                .find(|nla: &NlaBuffer<&[u8]>| nla.kind() == NFTA_GEN_ID)
+                .and_then(|nla| Some(u32::from_be_bytes(nla.value().try_into().ok()?)));
+        }
+    };
+    client.request(NFT_MSG_GETGEN, NLM_F_ACK, None, &mut note)?;
+    found.ok_or_else(|| NetlinkError::Answer {
+        operation: "read the generation of",
+        subject: "the nftables ruleset".to_owned(),
+        reason: "there is no number in it",
     })
 }
 
@@ -116,7 +149,8 @@ impl<'a> Client<'a> {
     fn table_exists(&mut self) -> Result<bool, NetlinkError> {
         let mut found = false;
         let mut note = |kind, _: &[u8]| found |= kind == NFT_MSG_NEWTABLE;
-        match self.request(NFT_MSG_GETTABLE, NLM_F_ACK, NFTA_TABLE_NAME, &mut note) {
+        let name = Some(NFTA_TABLE_NAME);
+        match self.request(NFT_MSG_GETTABLE, NLM_F_ACK, name, &mut note) {
             Ok(_) => Ok(found),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),
@@ -136,19 +170,20 @@ impl<'a> Client<'a> {
                 comments.entry(chain).or_default().extend(comment);
             }
         };
-        match self.request(NFT_MSG_GETRULE, NLM_F_DUMP, NFTA_RULE_TABLE, &mut note)? {
+        let name = Some(NFTA_RULE_TABLE);
+        match self.request(NFT_MSG_GETRULE, NLM_F_DUMP, name, &mut note)? {
             Outcome::Complete => Ok(Some(comments)),
             Outcome::Inconsistent => Ok(None),
         }
     }
 
-    /// Sends a request whose one attribute is the table's name; shows `note` each answer's type and
-    /// attributes.
+    /// Sends a request whose one attribute, if any, is the table's name; shows `note` each answer's
+    /// type and attributes.
     fn request(
         &mut self,
         kind: u16,
         flags: u16,
-        name_attribute: u16,
+        name_attribute: Option<u16>,
         note: &mut dyn FnMut(u16, &[u8]),
     ) -> Result<Outcome, NetlinkError> {
         self.sequence += 1;
@@ -158,7 +193,7 @@ impl<'a> Client<'a> {
             NLM_F_REQUEST | flags,
             sequence,
             self.family,
-            (name_attribute, self.table),
+            name_attribute.map(|attribute| (attribute, self.table)),
         );
         self.socket.send(&request).map_err(socket_error)?;
         let kernel = |code: i32| NetlinkError::Kernel {
@@ -203,29 +238,19 @@ impl<'a> Client<'a> {
     }
 }
 
-/// A request: header, family header, and one attribute that holds a string.
+/// A request: header, family header, and at most one attribute, which holds a string.
 fn encode(
     kind: u16,
     flags: u16,
     sequence: u32,
     family: u8,
-    (attribute, text): (u16, &str),
+    attribute: Option<(u16, &str)>,
 ) -> Vec<u8> {
-    let value_length = text.len() + 1;
-    let attribute_length = 4 + value_length;
-    let length = MESSAGE_HEADER + FAMILY_HEADER + attribute_length.next_multiple_of(4);
-    let mut bytes = Vec::with_capacity(length);
-    bytes.extend((length as u32).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.extend(0u32.to_ne_bytes());
-    bytes.extend([family, 0, 0, 0]);
-    bytes.extend((attribute_length as u16).to_ne_bytes());
-    bytes.extend(attribute.to_ne_bytes());
-    bytes.extend(text.as_bytes());
-    bytes.resize(length, 0);
-    bytes
+    let mut message = Message::new(kind, flags, sequence, family);
+    if let Some((kind, text)) = attribute {
+        message.text(kind, text);
+    }
+    message.finish()
 }
 
 /// The chain and the comment of a rule of `table`.
@@ -301,8 +326,8 @@ mod tests {
 
     #[test]
     fn cut_or_wrong_attributes_are_ignored() {
-        let whole = encode(0, 0, 0, 0, (NFTA_RULE_CHAIN, "ingress"));
-        let attributes = &whole[MESSAGE_HEADER + FAMILY_HEADER..];
+        let whole = encode(0, 0, 0, 0, Some((NFTA_RULE_CHAIN, "ingress")));
+        let attributes = &whole[16 + FAMILY_HEADER..];
         for end in 0..attributes.len() {
             assert_eq!(rule_of(&attributes[..end], "warren"), (None, None));
         }

@@ -221,14 +221,41 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// Lists the routes of one table, of both families, and if told those that one program made
+    /// (`RTPROT_*`). The kernel selects: a table of a million others costs little.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Kernel`], [`NetlinkError::Interrupted`].
+    pub async fn routes_in(
+        &self,
+        table: u32,
+        protocol: Option<u8>,
+    ) -> Result<Vec<Route>, NetlinkError> {
+        let mut routes = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            routes.extend(self.routes_by(family, Some(table), protocol).await?);
+        }
+        Ok(routes)
+    }
+
     /// Lists the routes of one family and, if told, one table.
     async fn routes_of(
         &self,
         family: Family,
         table: Option<u32>,
     ) -> Result<Vec<Route>, NetlinkError> {
+        self.routes_by(family, table, None).await
+    }
+
+    async fn routes_by(
+        &self,
+        family: Family,
+        table: Option<u32>,
+        protocol: Option<u8>,
+    ) -> Result<Vec<Route>, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family.into();
+        message.header.protocol = protocol.unwrap_or(0).into();
         message.attributes.extend(table.map(RouteAttribute::Table));
         let answers = match self
             .dump("list routes", RouteNetlinkMessage::GetRoute(message))
@@ -241,7 +268,9 @@ impl Netlink {
             Err(error) => return Err(error),
         };
         let wanted = |route: &Route| {
-            Family::of(route.dst.addr()) == family && table.is_none_or(|table| route.table == table)
+            Family::of(route.dst.addr()) == family
+                && table.is_none_or(|table| route.table == table)
+                && protocol.is_none_or(|protocol| route.protocol == protocol)
         };
         Ok(answers
             .into_iter()

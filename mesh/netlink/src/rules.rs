@@ -9,7 +9,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessa
 
 use crate::{Family, Netlink, NetlinkError};
 
-/// A rule that looks up a table: `[from PREFIX] lookup TABLE`.
+/// A rule that looks up a table: `[from PREFIX] [to PREFIX] lookup TABLE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// The address family whose packets it sees.
@@ -18,6 +18,8 @@ pub struct Rule {
     pub priority: u32,
     /// The packets' source prefix; none matches all.
     pub from: Option<IpNet>,
+    /// The packets' destination prefix; none matches all.
+    pub to: Option<IpNet>,
     /// The routing table to look up.
     pub table: u32,
     /// Who made it (`RTPROT_*`, linux/rtnetlink.h): 2 is the kernel itself.
@@ -31,12 +33,16 @@ impl fmt::Display for Rule {
             Some(net) => write!(f, "{net}")?,
             None => f.write_str("all")?,
         }
+        if let Some(net) = self.to {
+            write!(f, " to {net}")?;
+        }
         write!(f, " lookup {} protocol {}", self.table, self.protocol)
     }
 }
 
 impl Netlink {
-    /// Lists the rules of both families that look up a table, selecting by source at most.
+    /// Lists the rules of both families that look up a table, selecting by source and destination
+    /// at most.
     ///
     /// Rules with any other selector or action are left out: they cannot be told in a [`Rule`], and
     /// taken for one of ours they would hide that ours is gone.
@@ -99,18 +105,23 @@ fn message_of(operation: &'static str, rule: &Rule) -> Result<RuleMessage, Netli
         RuleAttribute::Table(rule.table),
         RuleAttribute::Protocol(rule.protocol.into()),
     ];
+    let prefixes = [rule.from, rule.to];
+    let mut families = prefixes.iter().flatten().map(|net| Family::of(net.addr()));
+    if families.any(|family| family != rule.family) {
+        return Err(NetlinkError::Invalid {
+            operation,
+            subject: rule.to_string(),
+            reason: "its prefix is of the other address family",
+        });
+    }
+    let attributes = &mut message.attributes;
     if let Some(net) = rule.from {
-        if Family::of(net.addr()) != rule.family {
-            return Err(NetlinkError::Invalid {
-                operation,
-                subject: rule.to_string(),
-                reason: "its prefix is of the other address family",
-            });
-        }
         message.header.src_len = net.prefix_len();
-        message
-            .attributes
-            .push(RuleAttribute::Source(net.network()));
+        attributes.push(RuleAttribute::Source(net.network()));
+    }
+    if let Some(net) = rule.to {
+        message.header.dst_len = net.prefix_len();
+        attributes.push(RuleAttribute::Destination(net.network()));
     }
     Ok(message)
 }
@@ -121,7 +132,7 @@ fn rule_of(message: RouteNetlinkMessage) -> Option<Rule> {
     };
     let header = message.header;
     let inverted = header.flags.contains(RuleFlags::Invert);
-    if header.action != RuleAction::ToTable || inverted || header.dst_len != 0 || header.tos != 0 {
+    if header.action != RuleAction::ToTable || inverted || header.tos != 0 {
         return None;
     }
     let mut rule = Rule {
@@ -129,6 +140,7 @@ fn rule_of(message: RouteNetlinkMessage) -> Option<Rule> {
         // The kernel leaves a priority of 0 out.
         priority: 0,
         from: None,
+        to: None,
         table: header.table.into(),
         protocol: 0,
     };
@@ -136,6 +148,7 @@ fn rule_of(message: RouteNetlinkMessage) -> Option<Rule> {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = priority,
             RuleAttribute::Source(ip) => rule.from = IpNet::new(ip, header.src_len).ok(),
+            RuleAttribute::Destination(ip) => rule.to = IpNet::new(ip, header.dst_len).ok(),
             RuleAttribute::Table(table) => rule.table = table,
             RuleAttribute::Protocol(protocol) => rule.protocol = protocol.into(),
             // Present on every rule, and -1 where it suppresses nothing.

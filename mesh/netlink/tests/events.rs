@@ -8,12 +8,23 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::{NODE_TABLE, PROTOCOL, has, namespaces, run, veth, within};
-use warren_netlink::{EventStream, Family, NetEvent, Netlink, Route, Rule, protection};
+use warren_netlink::{
+    EventStream, Family, Guard, GuardSpec, NetEvent, Netlink, Route, Rule, protection,
+};
 
 async fn expect(events: &mut EventStream, wanted: NetEvent) {
-    let wait = async { while events.next().await.unwrap() != wanted {} };
+    let mut others = Vec::new();
+    let wait = async {
+        loop {
+            let event = events.next().await.unwrap();
+            if event == wanted {
+                break;
+            }
+            others.push(event);
+        }
+    };
     let seen = tokio::time::timeout(Duration::from_secs(5), wait).await;
-    assert!(seen.is_ok(), "no {wanted:?} event within 5 s");
+    assert!(seen.is_ok(), "no {wanted:?} within 5 s, but {others:?}");
 }
 
 async fn drain(events: &mut EventStream) {
@@ -31,36 +42,100 @@ fn every_kind_of_change_is_seen() {
     within(&near, async |netlink| {
         let mut events = Netlink::watch().unwrap();
         let (link, _) = veth(&netlink, "wrn0", &far, "eth0").await;
-        expect(&mut events, NetEvent::Link).await;
+        let of_link = || NetEvent::Link {
+            index: link.index,
+            name: "wrn0".into(),
+        };
+        expect(&mut events, of_link()).await;
         for (own, dst) in [("10.9.0.1/32", "10.8.0.0/16"), ("fd09::1/128", "fd08::/64")] {
             let (own, dst): (ipnet::IpNet, ipnet::IpNet) =
                 (own.parse().unwrap(), dst.parse().unwrap());
             drain(&mut events).await;
             netlink.add_address(link.index, own).await.unwrap();
-            expect(&mut events, NetEvent::Address).await;
+            let of_address = NetEvent::Address {
+                index: link.index,
+                address: Some(own.addr()),
+            };
+            expect(&mut events, of_address).await;
 
             let route = Route::on_link(NODE_TABLE, dst, link.index, PROTOCOL);
             drain(&mut events).await;
             netlink.add_route(&route).await.unwrap();
-            expect(&mut events, NetEvent::Route).await;
+            let of_route = || NetEvent::Route {
+                table: NODE_TABLE,
+                dst,
+                protocol: PROTOCOL,
+            };
+            expect(&mut events, of_route()).await;
             drain(&mut events).await;
             netlink.delete_route(&route).await.unwrap();
-            expect(&mut events, NetEvent::Route).await;
+            expect(&mut events, of_route()).await;
 
             let rule = Rule {
                 family: Family::of(dst.addr()),
                 priority: 5187,
                 from: Some(dst),
+                to: None,
                 table: NODE_TABLE,
                 protocol: PROTOCOL,
             };
             drain(&mut events).await;
             netlink.add_rule(&rule).await.unwrap();
-            expect(&mut events, NetEvent::Rule).await;
+            expect(&mut events, NetEvent::Rule { priority: 5187 }).await;
         }
         drain(&mut events).await;
         netlink.set_down(link.index).await.unwrap();
-        expect(&mut events, NetEvent::Link).await;
+        expect(&mut events, of_link()).await;
+    });
+}
+
+#[test]
+fn settings_and_tables_that_change_are_seen() {
+    let Some([near]) = namespaces() else { return };
+    if !has("nft") {
+        return;
+    }
+    within(&near, async |_| {
+        let mut events = Netlink::watch().unwrap();
+        assert!(events.sees_tables());
+        let setting = |index, forwarding, rp_filter| NetEvent::Setting {
+            index,
+            forwarding,
+            rp_filter,
+        };
+        for (key, value) in [
+            ("net/ipv4/ip_forward", true),
+            ("net/ipv4/ip_forward", false),
+            ("net/ipv6/conf/all/forwarding", true),
+            ("net/ipv6/conf/all/forwarding", false),
+        ] {
+            drain(&mut events).await;
+            warren_netlink::sysctl::write(key, if value { "1" } else { "0" }).unwrap();
+            expect(&mut events, setting(None, Some(value), None)).await;
+        }
+        drain(&mut events).await;
+        warren_netlink::sysctl::write("net/ipv4/conf/lo/rp_filter", "2").unwrap();
+        expect(&mut events, setting(Some(1), None, Some(2))).await;
+
+        for change in [
+            "add table inet warren",
+            "add chain inet warren c",
+            "add rule inet warren c accept",
+            "add set inet warren s { type ipv4_addr; }",
+            "add element inet warren s { 192.0.2.1 }",
+            "flush set inet warren s",
+            "flush chain inet warren c",
+            "flush ruleset",
+        ] {
+            drain(&mut events).await;
+            run("nft", &["-f", "-"], change);
+            let name = "warren".to_owned();
+            expect(&mut events, NetEvent::Table { name }).await;
+        }
+        drain(&mut events).await;
+        run("nft", &["add", "table", "ip", "warren"], "");
+        let quiet = Duration::from_millis(100);
+        assert!(tokio::time::timeout(quiet, events.next()).await.is_err());
     });
 }
 
@@ -154,4 +229,59 @@ fn an_impossible_table_is_an_error() {
     }
     let error = protection::rule_comments("ipx", "warren").unwrap_err();
     assert!(error.to_string().contains("inet, ip, ip6"), "{error}");
+}
+
+#[test]
+fn the_owned_table_reads_as_meant_outlives_a_flush_and_goes_with_its_owner() {
+    let Some([near]) = namespaces() else { return };
+    if !has("nft") {
+        return;
+    }
+    near.run(|| {
+        let spec = GuardSpec {
+            table: "warren-guard".into(),
+            comment_prefix: "warren:".into(),
+            tunnel: "warren0".into(),
+            veth_prefix: "wrn".into(),
+            pod_ranges: vec![
+                "10.244.0.0/16".parse().unwrap(),
+                "fd00:244::/48".parse().unwrap(),
+            ],
+        };
+        let guard = Guard::load(&spec).unwrap();
+        let list = || run("nft", &["list", "table", "inet", "warren-guard"], "");
+        let listed = list();
+        println!("{listed}");
+        for line in [
+            "iifname \"wrn*\" fib saddr . iif oif missing counter packets 0 bytes 0 drop comment \"warren:guard-antispoof\"",
+            "iifname \"wrn*\" ip6 saddr fe80::/10 counter packets 0 bytes 0 drop comment \"warren:guard-pod-link-local\"",
+            "iifname \"wrn*\" ip daddr 127.0.0.0/8 counter packets 0 bytes 0 drop comment \"warren:guard-pod-loopback\"",
+            "iifname \"warren0\" accept comment \"warren:guard-ingress-tunnel\"",
+            "ip saddr 10.244.0.0/16 counter packets 0 bytes 0 drop comment \"warren:guard-ingress-src-v4\"",
+            "ip6 daddr fd00:244::/48 counter packets 0 bytes 0 drop comment \"warren:guard-ingress-dst-v6\"",
+            "oifname \"wrn*\" accept comment \"warren:guard-egress-pod\"",
+            "ip6 saddr fd00:244::/48 counter packets 0 bytes 0 drop comment \"warren:guard-egress-src-v6\"",
+            "type filter hook prerouting priority raw + 1; policy accept;",
+            "type filter hook postrouting priority 301; policy accept;",
+        ] {
+            assert!(listed.contains(line), "no `{line}` in {listed}");
+        }
+        run("nft", &["flush", "ruleset"], "");
+        assert_eq!(list(), listed);
+        assert!(protection::table_exists("inet", "warren-guard").unwrap());
+        // One owner a table.
+        let second = Guard::load(&spec).unwrap_err();
+        assert_eq!(second.errno(), Some(nix::libc::EPERM), "{second}");
+        let before = protection::generation().unwrap();
+        assert_eq!(protection::generation().unwrap(), before);
+        drop(guard);
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while protection::table_exists("inet", "warren-guard").unwrap() {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        run("nft", &["add", "table", "ip", "other"], "");
+        assert_ne!(protection::generation().unwrap(), before);
+    })
+    .unwrap();
 }

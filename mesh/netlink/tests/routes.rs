@@ -294,11 +294,22 @@ fn rules_of_both_families_read_back_and_foreign_ones_are_not_taken_for_ours() {
                 family: Family::of(from.addr()),
                 priority: 5187,
                 from: Some(from),
+                to: None,
                 table: NODE_TABLE,
                 protocol: PROTOCOL,
             }
         };
-        let wanted = [rule("10.244.1.0/24"), rule("fd00:1::/64")];
+        let towards = |to: &str| Rule {
+            from: None,
+            to: Some(net(to)),
+            ..rule(to)
+        };
+        let wanted = [
+            rule("10.244.1.0/24"),
+            rule("fd00:1::/64"),
+            towards("10.244.0.0/16"),
+            towards("fd00::/48"),
+        ];
         // They look like ours, but for one selector more.
         let foreign = "rule add from 10.244.1.0/24 fwmark 1 lookup 51871 prio 5187 protocol 4";
         let inverted = "rule add not from 10.244.1.0/24 lookup 51871 prio 5188 protocol 4";
@@ -324,6 +335,7 @@ fn rules_of_both_families_read_back_and_foreign_ones_are_not_taken_for_ours() {
             family: Family::V4,
             priority: 32766,
             from: None,
+            to: None,
             table: MAIN_TABLE,
             protocol: 2,
         };

@@ -70,7 +70,7 @@ pub(crate) fn run(keep: bool) -> Result<()> {
         "100 MB over TCP between nodes, every underlay link captured",
     );
     show_transfers(&mesh, &pods)?;
-    show_positive_control(&mesh, &pods)?;
+    show_positive_control(&mut mesh, &pods)?;
 
     step(6, "what people see: node1, and a fourth node that joins");
     show_status(&mesh)?;
@@ -185,14 +185,14 @@ fn print_report(report: &Report) {
 }
 
 /// Takes the protection of node1 away on purpose, to show that the capture would have seen a leak.
-fn show_positive_control(mesh: &Mesh, pods: &[MeshPod]) -> Result<()> {
+fn show_positive_control(mesh: &mut Mesh, pods: &[MeshPod]) -> Result<()> {
     println!(
-        "  positive control: on node1 the agent is stopped, the filter deleted, and node3's pods routed by the router"
+        "  positive control: on node1 the agent is killed, the filter deleted, and node3's pods routed by the router"
     );
+    let agent = mesh.node_mut(1).agent.take();
+    agent.context("node1 has no agent")?.kill();
     let node = mesh.node(1);
-    let agent = node.agent.as_ref().context("node1 has no agent")?;
-    let detour = "10.244.3.0/24 via 192.0.2.254 metric 1";
-    agent.signal(Signal::SIGSTOP);
+    let detour = "10.244.3.0/24 via 192.0.2.254 table 51871 metric 1";
     node.host.sh(&format!(
         "nft delete table inet warren; ip route add {detour}"
     ))?;
@@ -217,13 +217,15 @@ fn show_positive_control(mesh: &Mesh, pods: &[MeshPod]) -> Result<()> {
         seen >= 10,
         "the capture saw only {seen} of 10 leaked packets"
     );
-    node.host.sh(&format!("ip route del {detour}"))?;
-    agent.signal(Signal::SIGCONT);
+    mesh.node_mut(1).start_agent()?;
+    let node = mesh.node(1);
     let took = poll_until(LIMIT, "the agent to repair node1", || {
+        let table = node.host.sh("ip route show table 51871");
         node.host.sh("nft list table inet warren").is_ok()
+            && table.is_ok_and(|table| !table.stdout.contains("192.0.2.254"))
     })?;
     println!(
-        "  the agent goes on, and the filter is back after {:.2} s",
+        "  the agent starts again, and filter and route are repaired after {:.2} s",
         took.as_secs_f64()
     );
     Ok(())

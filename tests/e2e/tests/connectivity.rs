@@ -81,15 +81,12 @@ fn every_pod_reaches_every_pod_in_both_families_and_nothing_is_in_clear() -> Res
 #[test]
 fn the_clear_text_check_sees_what_leaks_once_protection_is_gone() -> Result<()> {
     require!();
-    let (mesh, pods) = mesh_with_pods("control")?;
-    let node = mesh.node(1);
+    let (mut mesh, pods) = mesh_with_pods("control")?;
     // Without its agent to repair it, take away the filter and send a pod's packets by the router.
-    node.agent
-        .as_ref()
-        .unwrap()
-        .signal(warren_lab::Signal::SIGSTOP);
+    mesh.node_mut(1).agent.take().unwrap().kill();
+    let node = mesh.node(1);
     node.host.sh(
-        "nft delete table inet warren; ip route replace 10.244.3.0/24 via 192.0.2.254 metric 1",
+        "nft delete table inet warren; ip route replace 10.244.3.0/24 via 192.0.2.254 table 51871 metric 1",
     )?;
     let capture = mesh.capture(&[])?;
     let mut send = Command::new(bin("lab-tool")?);
@@ -111,14 +108,14 @@ fn the_clear_text_check_sees_what_leaks_once_protection_is_gone() -> Result<()> 
     assert!(report.clear_text().frames >= 5, "{report}");
     assert!(report.check().is_err());
     // And once the agent is back, so is the protection.
-    node.host
-        .sh("ip route del 10.244.3.0/24 via 192.0.2.254 metric 1")?;
-    node.agent
-        .as_ref()
-        .unwrap()
-        .signal(warren_lab::Signal::SIGCONT);
+    mesh.node_mut(1).start_agent()?;
+    let node = mesh.node(1);
     warren_lab::poll_until(Duration::from_secs(10), "the filter to be back", || {
         node.host.sh("nft list table inet warren").is_ok()
+    })?;
+    warren_lab::poll_until(Duration::from_secs(10), "the detour to be gone", || {
+        let table = node.host.sh("ip route show table 51871");
+        table.is_ok_and(|table| !table.stdout.contains("192.0.2.254"))
     })?;
     let capture = mesh.capture(&[])?;
     assert!(ping(&pods[0].pod, &pods[4].v4, 3)?.lossless());

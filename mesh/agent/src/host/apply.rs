@@ -2,7 +2,7 @@
 
 use warren_core::Change;
 use warren_core::consts::PROTOCOL_AGENT;
-use warren_core::state::{ObservedLink, RouteKey, RouteTarget, Rule};
+use warren_core::state::{ObservedLink, Packets, RouteKey, RouteTarget, Rule};
 use warren_netlink::{Family, NetlinkError, Route};
 
 use super::observe::rule_of;
@@ -107,10 +107,15 @@ impl LinuxHost {
 }
 
 fn kernel_rule(rule: &Rule) -> warren_netlink::Rule {
+    let (from, to) = match rule.packets {
+        Packets::From(net) => (Some(net), None),
+        Packets::To(net) => (None, Some(net)),
+    };
     warren_netlink::Rule {
-        family: Family::of(rule.from.addr()),
+        family: Family::of(rule.packets.prefix().addr()),
         priority: rule.priority,
-        from: Some(rule.from),
+        from,
+        to,
         table: rule.table,
         protocol: PROTOCOL_AGENT,
     }

@@ -1,6 +1,7 @@
 //! This node's kernel: links, addresses, routes, rules, the filter, and settings under `/proc/sys`.
 
 mod apply;
+mod foreign;
 pub mod nft;
 mod observe;
 pub mod sysctl;
@@ -110,6 +111,24 @@ pub trait Host {
         query: &UnderlayQuery,
     ) -> impl Future<Output = Result<Underlay, HostError>>;
 
+    /// Whether the filter is known not to be there at all, without a long look.
+    fn filter_is_gone(&mut self) -> bool {
+        false
+    }
+
+    /// Routes of other programs that lead parts of these ranges elsewhere, each as people write it
+    /// behind `ip route del` or `ip -6 route del`.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn foreign_routes(
+        &mut self,
+        ranges: &BTreeSet<IpNet>,
+    ) -> impl Future<Output = Result<Vec<String>, HostError>> {
+        let _ = ranges;
+        async { Ok(Vec::new()) }
+    }
+
     /// Packets that the filter's rules dropped, as last observed, by the rules' names.
     fn filter_drops(&self) -> BTreeMap<String, u64>;
 
@@ -180,7 +199,15 @@ impl Host for LinuxHost {
     }
 
     fn filter_drops(&self) -> BTreeMap<String, u64> {
-        self.filter.drops().clone()
+        self.filter.drops()
+    }
+
+    fn filter_is_gone(&mut self) -> bool {
+        self.filter.is_gone()
+    }
+
+    async fn foreign_routes(&mut self, ranges: &BTreeSet<IpNet>) -> Result<Vec<String>, HostError> {
+        Ok(foreign::read(&self.netlink, ranges).await?)
     }
 
     fn pods(&self) -> BTreeSet<IpNet> {

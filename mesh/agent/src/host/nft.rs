@@ -1,21 +1,25 @@
 //! The nftables table `inet warren`: one atomic batch puts it in place, and a listing tells whether
 //! anyone changed it since.
 //!
-//! The table is deleted and made anew within one transaction: there is no packet that meets none
-//! or half of it.
+//! The table is deleted and made anew within one transaction, or only its sets are given other
+//! elements: there is no packet that meets none or half of it. Beside it stands a small table that
+//! this process owns, and that nobody else can flush.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use serde_json::Value;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use warren_core::consts::{NFT_TABLE, UNMASQUERADED_GROUP, VETH_PREFIX, rule_comment as rule};
+use warren_core::consts::{
+    NFT_GUARD_TABLE, NFT_TABLE, UNMASQUERADED_GROUP, VETH_PREFIX, rule_comment as rule,
+};
 use warren_core::state::FilterSpec;
+use warren_netlink::{Guard, GuardSpec, protection};
 
 /// How long `nft` may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,11 +61,38 @@ pub enum NftError {
     },
 }
 
+/// How old a listing may be while the ruleset's generation says that nothing changed: the counters
+/// in it are told to people.
+const FRESH: Duration = Duration::from_secs(4);
+/// How long to wait before the owned table is tried again.
+const GUARD_RETRY: Duration = Duration::from_secs(60);
+
 /// The filter in the kernel, and what it looked like when this process loaded it.
 #[derive(Debug, Default)]
 pub struct Filter {
-    loaded: Option<(FilterSpec, Value)>,
-    drops: BTreeMap<String, u64>,
+    loaded: Option<Loaded>,
+    counters: Counters,
+    guard: Option<(GuardSpec, Guard)>,
+    guard_tried: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    spec: FilterSpec,
+    listing: Value,
+    /// The ruleset's generation that the listing is not older than.
+    generation: Option<u32>,
+    listed: Instant,
+}
+
+/// What each dropping rule has counted, by the rule's comment.
+type Counters = BTreeMap<String, Counted>;
+
+/// What a rule has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counted {
+    packets: u64,
+    bytes: u64,
 }
 
 impl Filter {
@@ -71,51 +102,201 @@ impl Filter {
         Self::default()
     }
 
+    /// Whether the table is not there at all; it takes some ten microseconds to know.
+    pub fn is_gone(&self) -> bool {
+        // What cannot be read is for `observe` to tell.
+        matches!(protection::table_exists("inet", NFT_TABLE), Ok(false))
+    }
+
     /// What the kernel enforces; `None` when the table is absent, was changed by anyone, or is not
     /// this process's.
     ///
     /// # Errors
     /// [`NftError`] when the table cannot be listed.
     pub async fn observe(&mut self) -> Result<Option<FilterSpec>, NftError> {
-        let Some(listing) = list().await? else {
+        // Read before the listing: a change between the two is then found by the next look.
+        let generation = protection::generation().ok();
+        let untouched = |loaded: &&Loaded| {
+            generation.is_some()
+                && loaded.generation == generation
+                && loaded.listed.elapsed() < FRESH
+        };
+        if let Some(loaded) = self.loaded.as_ref().filter(untouched) {
+            return Ok(Some(loaded.spec.clone()));
+        }
+        let listing = match self.is_gone() {
+            true => None,
+            false => list().await?,
+        };
+        let Some(listing) = listing else {
             self.loaded = None;
-            self.drops.clear();
             return Ok(None);
         };
-        self.drops = drops(&listing);
+        self.count(&listing);
         let normal = normalise(listing);
-        Ok(self
-            .loaded
-            .as_ref()
-            .filter(|(_, ours)| *ours == normal)
-            .map(|(spec, _)| spec.clone()))
+        let Some(loaded) = self.loaded.take_if(|loaded| loaded.listing == normal) else {
+            self.loaded = None;
+            return Ok(None);
+        };
+        let spec = loaded.spec.clone();
+        self.keep_guard(&spec);
+        self.loaded = Some(Loaded {
+            generation,
+            listed: Instant::now(),
+            ..loaded
+        });
+        Ok(Some(spec))
     }
 
-    /// Replaces the table in one transaction.
+    /// Brings the table to this state in one transaction: sets alone where nothing else differs from
+    /// what was last observed, else the whole table. What the rules have counted is kept.
     ///
     /// # Errors
     /// [`NftError`]; when nft refused, the old table is still there.
     pub async fn apply(&mut self, spec: &FilterSpec) -> Result<(), NftError> {
-        self.loaded = None;
-        run("-f -", &["-f", "-"], ruleset(spec).as_bytes()).await?;
+        if let Some(loaded) = self.loaded.take()
+            && same_rules(&loaded.spec, spec)
+        {
+            let batch = set_changes(&loaded.spec, spec);
+            run("-f -", &["-f", "-"], batch.as_bytes()).await?;
+            let listing = self.list_loaded(spec).await?;
+            // Somebody else's change between two looks must not be taken for ours.
+            if without_elements(&listing) == without_elements(&loaded.listing) {
+                return Ok(());
+            }
+            self.loaded = None;
+        }
+        let batch = ruleset_with(spec, &self.counters);
+        run("-f -", &["-f", "-"], batch.as_bytes()).await?;
+        self.list_loaded(spec).await?;
+        self.keep_guard(spec);
+        Ok(())
+    }
+
+    async fn list_loaded(&mut self, spec: &FilterSpec) -> Result<Value, NftError> {
+        let generation = protection::generation().ok();
         let listing = list().await?.unwrap_or(Value::Null);
         let found: BTreeSet<&str> = rules(&listing).filter_map(|(comment, _)| comment).collect();
         if let Some(comment) = rule::REQUIRED.into_iter().find(|c| !found.contains(c)) {
             return Err(NftError::Incomplete { comment });
         }
-        self.drops = drops(&listing);
-        self.loaded = Some((spec.clone(), normalise(listing)));
-        Ok(())
+        self.count(&listing);
+        let listing = normalise(listing);
+        self.loaded = Some(Loaded {
+            spec: spec.clone(),
+            listing: listing.clone(),
+            generation,
+            listed: Instant::now(),
+        });
+        Ok(listing)
     }
 
-    /// Packets that each dropping rule has dropped since the table was loaded, as last observed.
-    pub fn drops(&self) -> &BTreeMap<String, u64> {
-        &self.drops
+    /// Packets that each dropping rule has dropped since the agent found the table, as last
+    /// observed.
+    pub fn drops(&self) -> BTreeMap<String, u64> {
+        let drops = self.counters.iter().map(|(comment, counted)| {
+            let name = comment.strip_prefix(rule::PREFIX).unwrap_or(comment);
+            (name.to_owned(), counted.packets)
+        });
+        drops.collect()
     }
+
+    fn count(&mut self, listing: &Value) {
+        for (comment, counted) in counters(listing) {
+            let known = self.counters.entry(comment).or_default();
+            // A table that somebody put in the place of ours counts from 0.
+            known.packets = known.packets.max(counted.packets);
+            known.bytes = known.bytes.max(counted.bytes);
+        }
+    }
+
+    /// Sees to it that the owned table is there, which holds what `nft flush ruleset` takes away.
+    fn keep_guard(&mut self, spec: &FilterSpec) {
+        let wanted = GuardSpec {
+            table: NFT_GUARD_TABLE.into(),
+            comment_prefix: rule::PREFIX.into(),
+            tunnel: spec.interface.clone(),
+            veth_prefix: VETH_PREFIX.into(),
+            pod_ranges: spec.pod_ranges.iter().copied().collect(),
+        };
+        if self.guard.as_ref().is_some_and(|(spec, _)| *spec == wanted) {
+            return;
+        }
+        // The kernel needs no second look: nobody but its owner can change the table.
+        self.guard = None;
+        if self
+            .guard_tried
+            .is_some_and(|tried| tried.elapsed() < GUARD_RETRY)
+        {
+            return;
+        }
+        match Guard::load(&wanted) {
+            Ok(guard) => self.guard = Some((wanted, guard)),
+            Err(e) => {
+                self.guard_tried = Some(Instant::now());
+                tracing::info!(
+                    error = %e,
+                    "no owned table (Linux before 5.12 has none): until the filter is repaired, \
+                     `nft flush ruleset` opens it"
+                );
+            }
+        }
+    }
+}
+
+/// Whether two filters have the same rules, so that only elements of sets may differ.
+fn same_rules(one: &FilterSpec, other: &FilterSpec) -> bool {
+    let rules_of = |spec: &FilterSpec| FilterSpec {
+        pod_ranges: BTreeSet::new(),
+        own_allowed_ips: BTreeSet::new(),
+        own_pod_cidrs: BTreeSet::new(),
+        peer_addresses: BTreeSet::new(),
+        ..spec.clone()
+    };
+    rules_of(one) == rules_of(other)
+}
+
+/// The transaction that gives each set that differs its new elements.
+fn set_changes(old: &FilterSpec, new: &FilterSpec) -> String {
+    let mut out = String::new();
+    for ((name, before), (_, after)) in named_sets(old).into_iter().zip(named_sets(new)) {
+        if before == after {
+            continue;
+        }
+        for (family, ipv6) in [("v4", false), ("v6", true)] {
+            let set = format!("inet {NFT_TABLE} {name}_{family}");
+            let elements = elements(after, ipv6);
+            let _ = writeln!(out, "flush set {set}");
+            if !elements.is_empty() {
+                let _ = writeln!(out, "add element {set} {{ {elements} }}");
+            }
+        }
+    }
+    out
+}
+
+fn named_sets(spec: &FilterSpec) -> [(&'static str, &BTreeSet<IpNet>); 4] {
+    [
+        ("pod", &spec.pod_ranges),
+        ("own", &spec.own_allowed_ips),
+        ("ownpod", &spec.own_pod_cidrs),
+        ("peer", &spec.peer_addresses),
+    ]
+}
+
+fn elements(prefixes: &BTreeSet<IpNet>, ipv6: bool) -> String {
+    let of_family = prefixes.iter().filter(|net| net.addr().is_ipv6() == ipv6);
+    let elements: Vec<String> = of_family.map(IpNet::to_string).collect();
+    elements.join(", ")
 }
 
 /// The whole batch, in nft's own language.
 pub fn ruleset(spec: &FilterSpec) -> String {
+    ruleset_with(spec, &Counters::new())
+}
+
+/// The same, with rules that have counted already.
+fn ruleset_with(spec: &FilterSpec, counters: &Counters) -> String {
     let tunnel = &spec.interface;
     let mut out = String::new();
     // `add` first: deleting a table that is not there would fail the batch.
@@ -124,12 +305,19 @@ pub fn ruleset(spec: &FilterSpec) -> String {
         "add table inet {NFT_TABLE}\ndelete table inet {NFT_TABLE}"
     );
     let _ = writeln!(out, "table inet {NFT_TABLE} {{");
-    sets(&mut out, "pod", &spec.pod_ranges);
-    sets(&mut out, "own", &spec.own_allowed_ips);
-    sets(&mut out, "ownpod", &spec.own_pod_cidrs);
-    sets(&mut out, "peer", &spec.peer_addresses);
+    for (name, prefixes) in named_sets(spec) {
+        sets(&mut out, name, prefixes);
+    }
 
-    let drop = |comment: &str| format!("counter drop comment \"{comment}\"");
+    let drop = |comment: &str| {
+        let counted = match counters.get(comment) {
+            Some(Counted { packets, bytes }) if *packets > 0 => {
+                format!(" packets {packets} bytes {bytes}")
+            }
+            _ => String::new(),
+        };
+        format!("counter{counted} drop comment \"{comment}\"")
+    };
     let accept = |name: &str| format!("accept comment \"{}{name}\"", rule::PREFIX);
     let pods = format!("iifname \"{VETH_PREFIX}*\"");
     // Before destination NAT and connection tracking: what pretends to be of a pod, or asks for
@@ -237,13 +425,12 @@ pub fn ruleset(spec: &FilterSpec) -> String {
 /// The set of each family, also when it is empty: the rules are the same on every node.
 fn sets(out: &mut String, name: &str, prefixes: &BTreeSet<IpNet>) {
     for (family, kind, ipv6) in [("v4", "ipv4_addr", false), ("v6", "ipv6_addr", true)] {
-        let of_family = prefixes.iter().filter(|net| net.addr().is_ipv6() == ipv6);
-        let elements: Vec<String> = of_family.map(IpNet::to_string).collect();
+        let elements = elements(prefixes, ipv6);
         let _ = writeln!(out, "\tset {name}_{family} {{");
         // A node address may lie inside another element; without auto-merge that is an error.
         let _ = writeln!(out, "\t\ttype {kind}; flags interval; auto-merge");
         if !elements.is_empty() {
-            let _ = writeln!(out, "\t\telements = {{ {} }}", elements.join(", "));
+            let _ = writeln!(out, "\t\telements = {{ {elements} }}");
         }
         out.push_str("\t}\n");
     }
@@ -309,17 +496,29 @@ fn rules(listing: &Value) -> impl Iterator<Item = (Option<&str>, &Value)> {
     rules.map(|rule| (rule["comment"].as_str(), &rule["expr"]))
 }
 
-/// Packets counted by each rule that has a comment of ours and a counter.
-fn drops(listing: &Value) -> BTreeMap<String, u64> {
+/// What each rule that has a comment of ours and a counter has counted.
+fn counters(listing: &Value) -> Counters {
     let counted = rules(listing).filter_map(|(comment, expr)| {
-        let name = comment?.strip_prefix(rule::PREFIX)?;
-        let packets = expr
-            .as_array()?
-            .iter()
-            .find_map(|e| e["counter"]["packets"].as_u64())?;
-        Some((name.to_owned(), packets))
+        let comment = comment.filter(|comment| comment.starts_with(rule::PREFIX))?;
+        let counter = expr.as_array()?.iter().find_map(|e| e.get("counter"))?;
+        let counted = Counted {
+            packets: counter["packets"].as_u64()?,
+            bytes: counter["bytes"].as_u64()?,
+        };
+        Some((comment.to_owned(), counted))
     });
     counted.collect()
+}
+
+/// A normalised listing without the elements of its sets.
+fn without_elements(listing: &Value) -> Value {
+    let mut listing = listing.clone();
+    for object in listing["nftables"].as_array_mut().into_iter().flatten() {
+        if let Some(Value::Object(set)) = object.get_mut("set") {
+            set.remove("elem");
+        }
+    }
+    listing
 }
 
 /// Takes away what differs between two listings of one and the same table.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use warren_core::ObservedState;
 use warren_core::consts::{MAIN_TABLE, NODE_TABLE, PROTOCOL_AGENT, PROTOCOL_CNI, RULE_PRIORITY};
-use warren_core::state::{ObservedLink, RouteKey, RouteTarget, Rule};
+use warren_core::state::{ObservedLink, Packets, RouteKey, RouteTarget, Rule};
 use warren_netlink::Route;
 
 use super::{HostError, LinuxHost, target_of};
@@ -46,14 +46,18 @@ impl LinuxHost {
         self.rules = self.netlink.rules().await?;
         self.rules.retain(|rule| rule.priority == RULE_PRIORITY);
         out.rules = self.rules.iter().filter_map(rule_of).collect();
-        let routes = self.netlink.routes(None).await?;
-        let pods = routes.iter().filter(|r| r.protocol == PROTOCOL_CNI);
-        self.pods = pods.copied().collect();
+        // The whole of the node table is ours, whoever put a route there; of the main table only
+        // what the agent made.
+        let main = Some(PROTOCOL_AGENT);
+        let mut routes = self.netlink.routes_in(MAIN_TABLE, main).await?;
+        routes.extend(self.netlink.routes_in(NODE_TABLE, None).await?);
+        let pods = Some(PROTOCOL_CNI);
+        self.pods = self.netlink.routes_in(MAIN_TABLE, pods).await?;
         self.routes = group(routes);
         for (key, routes) in &self.routes {
             let target = match routes.as_slice() {
-                [route] => target_of(route, self.tunnel),
-                // Several of one key: which one is used is not ours to say.
+                [route] if route.protocol == PROTOCOL_AGENT => target_of(route, self.tunnel),
+                // Several of one key: which one is used is not ours to say. Or somebody else's.
                 _ => RouteTarget::Foreign,
             };
             out.routes.insert(key.clone(), target);
@@ -62,11 +66,15 @@ impl LinuxHost {
     }
 }
 
-/// A rule of our priority is ours whoever made it; one without a source would be nobody's we know.
+/// A rule of our priority is ours whoever made it; one of another form would be nobody's we know.
 pub(super) fn rule_of(rule: &warren_netlink::Rule) -> Option<Rule> {
     Some(Rule {
         priority: rule.priority,
-        from: rule.from?,
+        packets: match (rule.from, rule.to) {
+            (Some(net), None) => Packets::From(net),
+            (None, Some(net)) => Packets::To(net),
+            _ => return None,
+        },
         table: rule.table,
     })
 }
@@ -78,15 +86,12 @@ fn is_link_local(net: &ipnet::IpNet) -> bool {
 fn group(routes: Vec<Route>) -> BTreeMap<RouteKey, Vec<Route>> {
     let mut out: BTreeMap<RouteKey, Vec<Route>> = BTreeMap::new();
     for route in routes {
-        let ours = route.protocol == PROTOCOL_AGENT;
-        if ours && (route.table == MAIN_TABLE || route.table == NODE_TABLE) {
-            let key = RouteKey {
-                table: route.table,
-                destination: route.dst,
-                metric: route.metric,
-            };
-            out.entry(key).or_default().push(route);
-        }
+        let key = RouteKey {
+            table: route.table,
+            destination: route.dst,
+            metric: route.metric,
+        };
+        out.entry(key).or_default().push(route);
     }
     out
 }

@@ -11,10 +11,10 @@ use warren_netlink::sysctl;
 
 /// The settings, and the devices that have some.
 pub trait Knobs {
-    /// The names of the devices with IPv6.
+    /// The names of the devices.
     ///
     /// # Errors
-    /// The system's answer; not found where the kernel has no IPv6.
+    /// The system's answer.
     fn devices(&self) -> io::Result<Vec<String>>;
 
     /// Reads a setting.
@@ -84,7 +84,17 @@ pub fn ensure(knobs: &mut impl Knobs, interface: &str) -> Vec<String> {
     note(set(knobs, "net/ipv4/ip_forward", "1"));
     // INVARIANT: forwarding is never switched on while a device would lose its routers by it.
     if has_ipv6 && safe {
-        note(set(knobs, "net/ipv6/conf/all/forwarding", "1"));
+        note(gone_is_fine(set(
+            knobs,
+            "net/ipv6/conf/all/forwarding",
+            "1",
+        )));
+    }
+    // The tunnel and the pods' veths forward; other devices are the administrator's.
+    let ours = |name: &&String| name.as_str() == interface || name.starts_with(VETH_PREFIX);
+    for device in devices.iter().filter(ours) {
+        let key = format!("net/ipv4/conf/{device}/forwarding");
+        note(gone_is_fine(set(knobs, &key, "1")));
     }
     // The strictest of `all` and the device's counts; 2 is "loose", which the tunnel needs.
     let key = format!("net/ipv4/conf/{interface}/rp_filter");

@@ -70,7 +70,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
     }
 
     /// Carries the changes out in their order, and goes on past errors.
-    async fn apply(&mut self, changes: &[Change], pass: &mut Pass) {
+    pub(super) async fn apply(&mut self, changes: &[Change], pass: &mut Pass) {
         let mut rest = changes;
         while let Some(first) = rest.first() {
             if !is_peer_change(first) {

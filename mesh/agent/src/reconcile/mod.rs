@@ -10,6 +10,9 @@
 
 mod converge;
 mod leave;
+mod repair;
+
+pub use repair::{Repair, Touched};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +29,7 @@ use warren_core::{
 };
 use warren_keyring::{PrivateKey, PublicKey};
 
+use crate::concern::Ours;
 use crate::config::Config;
 use crate::dataplane::{DataPlane, DeviceState};
 use crate::host::{Host, Underlay, UnderlayQuery};
@@ -54,6 +58,7 @@ pub struct Reconciler<H, D, S = Disk> {
     registry_troubles: Vec<String>,
     saved: SavedView,
     node_file: Option<NodeFile>,
+    foreign_routes: Vec<String>,
     stats: Stats,
 }
 
@@ -158,8 +163,17 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             registry_troubles: Vec::new(),
             saved,
             node_file: None,
+            foreign_routes: Vec::new(),
             stats: Stats::default(),
         })
+    }
+
+    /// What of the kernel is this node's, to judge events by.
+    pub fn ours(&self) -> Ours {
+        Ours {
+            interface: self.config.interface.clone(),
+            ranges: self.config.cluster_cidrs.clone(),
+        }
     }
 
     /// Takes in what the registry reports.
@@ -263,7 +277,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 incumbents: &BTreeMap::new(),
                 path_mtu: &BTreeMap::new(),
             }));
-            return Removals::Held;
+            return self.removals();
         };
         let local = identity.local_node(&self.config, key, self.own_view.as_ref());
         self.planner.handle_local(local);
@@ -271,7 +285,15 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             self.plan = Arc::new(self.planner.poll_plan());
             self.ask_new_endpoints().await;
         }
-        self.planner.removals()
+        self.removals()
+    }
+
+    /// Whether what the plan does not name is stale.
+    fn removals(&self) -> Removals {
+        match self.public_key {
+            Some(_) => self.planner.removals(),
+            None => Removals::Held,
+        }
     }
 
     /// The MTU of the way to peers that the plan has only just brought.
@@ -339,6 +361,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 device.listen_port, self.config.listen_port
             ));
         }
+        problems.extend(self.foreign_routes.iter().cloned());
         let own = self.own_view.as_ref().filter(|_| self.public_key.is_some());
         problems.extend(own.and_then(|view| refused_by_peers(&self.config, view)));
         problems.extend(self.plan.own_reject.as_ref().map(clashes_with_peers));

@@ -97,12 +97,14 @@ pub(crate) async fn veth(
     (near_link, far_link)
 }
 
-/// Runs a program in the calling thread's namespace, with `input`, and wants it to succeed.
-pub(crate) fn run(program: &str, arguments: &[&str], input: &str) {
+/// Runs a program in the calling thread's namespace, with `input`, wants it to succeed, and returns
+/// what it printed.
+pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> String {
     use std::io::Write;
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     child
@@ -111,8 +113,10 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &str) {
         .unwrap()
         .write_all(input.as_bytes())
         .unwrap();
+    let output = child.wait_with_output().unwrap();
     assert!(
-        child.wait().unwrap().success(),
-        "{program} {arguments:?} failed"
+        output.status.success(),
+        "{program} {arguments:?} `{input}` failed"
     );
+    String::from_utf8(output.stdout).unwrap()
 }
