@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use warren_e2e::{MARKER, Mesh, MeshPod, transfer};
-use warren_lab::{Family, Report, Signal, bin, poll_for, poll_until};
+use warren_lab::{Family, Report, bin, poll_for, poll_until};
 
 use crate::clean::Machine;
 use crate::matrix;
