@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use warren_netlink::Netlink;
+use warren_netlink::SyncNetlink;
 
 use crate::attach::{self, AttachError, Pod};
 use crate::config::NetConf;
@@ -18,15 +18,14 @@ use crate::result::CniResult;
 ///
 /// # Errors
 /// [`Error`]; what was made is gone again, but for what [`AttachError::Undo`] names.
-pub(crate) async fn add(conf: &NetConf, request: &PodRequest) -> Result<Value, Error> {
+pub(crate) fn add(conf: &NetConf, request: &PodRequest) -> Result<Value, Error> {
     let pod_conf = conf.pod()?;
     let previous = CniResult::from_prev(conf.prev_result.as_ref())?;
     let node = protect::load_node(&conf.state_dir)?;
-    let host = Netlink::open().map_err(AttachError::from)?;
-    protect::check(&host, &node).await?;
+    let mut host = SyncNetlink::open().map_err(AttachError::from)?;
+    protect::check(&mut host, &node)?;
     // All that can be refused is refused before an address is taken.
     let pod = Pod::open(&request.netns)?;
-    pod.refuse_taken(&request.attachment.ifname).await?;
     let ipam = Ipam::open(&conf.state_dir, &conf.name)?;
     let ranges = ranges(&pod_conf, &node)?;
     let mut requested = pod_conf.asked.ips.clone();
@@ -34,20 +33,24 @@ pub(crate) async fn add(conf: &NetConf, request: &PodRequest) -> Result<Value, E
         requested.extend(request.args.ip);
     }
     let _lock = ipam.lock(&request.attachment)?;
+    if !requested.is_empty() {
+        // Before an earlier ADD's pod loses its reservation to what this one asks for.
+        pod.refuse_taken(&request.attachment.ifname)?;
+    }
     let granted = ipam.reserve(&Wanted {
         owner: &request.attachment,
         pod: request.args.pod.as_deref(),
         ranges: &ranges,
         addresses: &requested,
     })?;
-    let made = async {
+    let mut make = || -> Result<AttachPlan, Error> {
         let mac = pod_conf.asked.mac.or(request.args.mac);
         let attachment = &request.attachment;
         let plan = plan_add(attachment, &granted.addresses, &node, &pod_conf, mac)?;
-        attach::attach(&host, &pod, &plan).await?;
+        attach::attach(&mut host, &pod, &plan)?;
         Ok(plan)
     };
-    let plan: AttachPlan = match made.await {
+    let plan: AttachPlan = match make() {
         Ok(plan) => plan,
         Err(error) => {
             // What is left of a pod keeps its address, and so does an earlier ADD's pod.

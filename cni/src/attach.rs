@@ -4,9 +4,14 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use thiserror::Error;
-use warren_netlink::{Netlink, NetlinkError, Netns, Route, VethPeer, VethSpec, sysctl};
+use warren_netlink::{
+    Batch, Netlink, NetlinkError, Netns, Route, SyncNetlink, VethPeer, VethSpec, sysctl,
+};
 
 use crate::env::{AttachmentId, IfName};
 use crate::error::code;
@@ -14,6 +19,10 @@ use crate::plan::{AttachPlan, EndPlan, PlannedRoute, Sysctl, host_name};
 
 /// Index of `lo` in every namespace.
 const LOOPBACK_INDEX: u32 = 1;
+/// How long the kernel may take to notice that both ends of a pair are up.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
+const CARRIER_POLL: Duration = Duration::from_millis(1);
+const LOCAL_POLL: Duration = Duration::from_micros(100);
 /// The namespace that this thread is in.
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
 
@@ -57,6 +66,20 @@ pub enum AttachError {
     /// A setting could not be written. CNI error code 100.
     #[error("cannot set a sysctl: {0}")]
     Sysctl(io::Error),
+    /// An interface did not become usable. CNI error code 100.
+    #[error("interface {name} has no carrier although both its ends are up")]
+    NoCarrier {
+        /// The interface.
+        name: String,
+    },
+    /// An address did not become usable. CNI error code 100.
+    #[error("address {address} of interface {name} is not in use by the kernel")]
+    NotLocal {
+        /// The interface.
+        name: String,
+        /// The address.
+        address: IpNet,
+    },
     /// An interface vanished while it was set up. CNI error code 100.
     #[error("interface {name} vanished while it was set up: did someone else delete it?")]
     Vanished {
@@ -88,15 +111,15 @@ impl AttachError {
     }
 }
 
-/// A pod's namespace, opened, and found to be fit for an attachment.
+/// A pod's namespace, opened, and found not to be the node's own.
 #[derive(Debug)]
 pub struct Pod {
+    path: PathBuf,
     netns: Netns,
-    pub(crate) netlink: Netlink,
 }
 
 impl Pod {
-    /// Opens the namespace, and checks that it is not the node's own.
+    /// Opens the namespace.
     ///
     /// # Errors
     /// [`AttachError::Netns`], [`AttachError::OwnNetns`].
@@ -110,43 +133,56 @@ impl Pod {
             return Err(AttachError::OwnNetns { path: path.into() });
         }
         let netns = Netns::from_path(path).map_err(unusable)?;
-        let netlink = Netlink::open_in(&netns).map_err(|error| match error {
-            NetlinkError::Socket { source, .. } => unusable(source),
-            other => AttachError::Kernel(other),
-        })?;
-        Ok(Self { netns, netlink })
+        let path = path.into();
+        Ok(Self { path, netns })
+    }
+
+    /// A connection inside the namespace.
+    ///
+    /// # Errors
+    /// [`AttachError::Netns`] when the path names something else than a network namespace.
+    pub(crate) fn netlink(&self) -> Result<Netlink, AttachError> {
+        Netlink::open_in(&self.netns).map_err(|error| self.unusable(error))
     }
 
     /// Checks that there is no interface of this name.
     ///
     /// # Errors
-    /// [`AttachError::IfNameTaken`]; nothing has been made yet.
-    pub async fn refuse_taken(&self, ifname: &IfName) -> Result<(), AttachError> {
-        match self.netlink.link_by_name(ifname.as_str()).await? {
+    /// [`AttachError::IfNameTaken`], [`AttachError::Netns`].
+    pub fn refuse_taken(&self, ifname: &IfName) -> Result<(), AttachError> {
+        let netlink = SyncNetlink::open_in(&self.netns);
+        let mut netlink = netlink.map_err(|error| self.unusable(error))?;
+        match netlink.link_by_name(ifname.as_str())? {
             None => Ok(()),
             Some(_) => Err(AttachError::IfNameTaken {
                 name: ifname.as_str().into(),
             }),
         }
     }
+
+    fn unusable(&self, error: NetlinkError) -> AttachError {
+        match error {
+            NetlinkError::Socket { source, .. } => AttachError::Netns {
+                path: self.path.clone(),
+                cause: source,
+            },
+            other => AttachError::Kernel(other),
+        }
+    }
 }
 
 /// Makes the attachment. When a step fails, everything made before it is removed again.
 ///
+/// Each request takes the kernel's lock for network configuration, which the calls for all other
+/// pods want too: so they are few, and what can go together goes in one datagram.
+///
 /// # Errors
 /// [`AttachError`]; only [`AttachError::Undo`] leaves something behind, and names it.
-pub async fn attach(host: &Netlink, pod: &Pod, plan: &AttachPlan) -> Result<(), AttachError> {
+pub fn attach(host: &mut SyncNetlink, pod: &Pod, plan: &AttachPlan) -> Result<(), AttachError> {
     let name = &plan.host.name;
-    if let Some(link) = host.link_by_name(name).await? {
-        let alias = link.alias.unwrap_or_default();
-        return Err(AttachError::HostNameTaken {
-            name: name.clone(),
-            alias,
-        });
-    }
     let spec = VethSpec {
         name,
-        alias: Some(&plan.host.alias),
+        alias: None,
         group: plan.host.group,
         mtu: plan.mtu_bytes,
         mac: Some(plan.host.mac),
@@ -157,12 +193,14 @@ pub async fn attach(host: &Netlink, pod: &Pod, plan: &AttachPlan) -> Result<(), 
             mtu: plan.mtu_bytes,
         },
     };
-    host.add_veth(&spec).await?;
-    let Err(cause) = set_up(host, pod, plan).await else {
+    if let Err(error) = host.add_veth(&spec) {
+        return Err(why_refused(host, pod, plan, error));
+    }
+    let Err(cause) = set_up(host, pod, plan) else {
         return Ok(());
     };
     // The pair holds all the rest: with it go the pod's end, addresses, neighbours and routes.
-    match remove_link(host, name).await {
+    match remove(host, name) {
         Ok(_) => Err(cause),
         Err(undo) => Err(AttachError::Undo {
             cause: Box::new(cause),
@@ -172,15 +210,46 @@ pub async fn attach(host: &Netlink, pod: &Pod, plan: &AttachPlan) -> Result<(), 
     }
 }
 
+/// Finds out what the kernel meant when it refused a pair.
+fn why_refused(
+    host: &mut SyncNetlink,
+    pod: &Pod,
+    plan: &AttachPlan,
+    error: NetlinkError,
+) -> AttachError {
+    // Not a network namespace: the file opens, but cannot be entered.
+    if let Err(not_entered) = pod.netns.run(|| ()) {
+        return AttachError::Netns {
+            path: pod.path.clone(),
+            cause: not_entered,
+        };
+    }
+    if !error.is_exists() {
+        return error.into();
+    }
+    if let Some(ifname) = IfName::new(&*plan.pod.name)
+        && let Err(taken) = pod.refuse_taken(&ifname)
+    {
+        return taken;
+    }
+    match host.link_by_name(&plan.host.name) {
+        Ok(Some(link)) => AttachError::HostNameTaken {
+            name: link.name,
+            alias: link.alias.unwrap_or_default(),
+        },
+        _ => error.into(),
+    }
+}
+
 /// Removes the attachment's host side, and with it everything of it; true if there was one.
 ///
 /// An interface of that name that was made for another container stays: it is not ours to remove.
 ///
 /// # Errors
 /// [`AttachError::Kernel`].
-pub async fn detach(host: &Netlink, attachment: &AttachmentId) -> Result<bool, AttachError> {
+pub fn detach(host: &mut SyncNetlink, attachment: &AttachmentId) -> Result<bool, AttachError> {
     let name = host_name(attachment);
-    let Some(link) = host.link_by_name(&name).await? else {
+    let Some(link) = host.link_by_name(&name)? else {
         return Ok(false);
     };
     match link.alias.as_deref() {
@@ -192,39 +261,112 @@ pub async fn detach(host: &Netlink, attachment: &AttachmentId) -> Result<bool, A
             return Ok(false);
         }
     }
-    Ok(remove_link(host, &name).await?)
+    Ok(remove_index(host, link.index)?)
 }
 
-async fn set_up(host: &Netlink, pod: &Pod, plan: &AttachPlan) -> Result<(), AttachError> {
-    pod.netns
-        .run(|| write_sysctls(&plan.pod.sysctls))
-        .and_then(|written| written)
-        .map_err(AttachError::Sysctl)?;
+fn set_up(host: &mut SyncNetlink, pod: &Pod, plan: &AttachPlan) -> Result<(), AttachError> {
+    let vanished = |end: &EndPlan| AttachError::Vanished {
+        name: end.name.clone(),
+    };
+    let link = host.link_by_name(&plan.host.name)?;
+    let link = link.ok_or_else(|| vanished(&plan.host))?;
+    let host_index = link.index;
+    // A veth names its peer.
+    let pod_index = link.lower.ok_or_else(|| vanished(&plan.pod))?;
     write_sysctls(&plan.host.sysctls).map_err(AttachError::Sysctl)?;
-    let pod_index = index_of(&pod.netlink, &plan.pod.name).await?;
-    let host_index = index_of(host, &plan.host.name).await?;
-    // Both ends up before any route: a route on a link without carrier is not used.
-    pod.netlink.set_up(pod_index).await?;
-    host.set_up(host_index).await?;
-    fill(&pod.netlink, pod_index, &plan.pod).await?;
-    fill(host, host_index, &plan.host).await?;
+    let mut batch = Batch::default();
+    batch.set_alias(host_index, &plan.host.alias);
+    no_link_local(&mut batch, host_index, &plan.host);
+    batch.set_up(host_index);
+    host.run(&batch)?;
+    let inside = pod.netns.run(|| set_up_inside(pod_index, &plan.pod));
+    inside.map_err(AttachError::Sysctl)??;
+    // Both ends are up before any route: a route on a link without carrier is not used.
+    let mut batch = Batch::default();
+    fill(&mut batch, host_index, &plan.host);
+    host.run(&batch)?;
+    wait_until_operational(host, &plan.host)
+}
+
+/// Sets the pod's end up, inside its namespace.
+fn set_up_inside(index: u32, end: &EndPlan) -> Result<(), AttachError> {
+    write_sysctls(&end.sysctls).map_err(AttachError::Sysctl)?;
+    let mut netlink = SyncNetlink::open()?;
+    let mut batch = Batch::default();
+    no_link_local(&mut batch, index, end);
+    batch.set_up(index);
+    fill(&mut batch, index, end);
+    netlink.run(&batch)?;
+    wait_until_operational(&mut netlink, end)?;
+    wait_until_local(&mut netlink, end)?;
     // Last, for it is all that the pair's removal would not take along.
-    pod.netlink.set_up(LOOPBACK_INDEX).await?;
+    let mut batch = Batch::default();
+    batch.set_up(LOOPBACK_INDEX);
+    Ok(netlink.run(&batch)?)
+}
+
+/// Waits until an end takes packets. When the second end of a pair comes up, the kernel learns of
+/// the first one's carrier in the background, and drops what is sent before; asked for a link, newer
+/// kernels do that work at once.
+fn wait_until_operational(netlink: &mut SyncNetlink, end: &EndPlan) -> Result<(), AttachError> {
+    let deadline = Instant::now() + CARRIER_PATIENCE;
+    loop {
+        let link = netlink.link_by_name(&end.name)?;
+        let link = link.ok_or_else(|| AttachError::Vanished {
+            name: end.name.clone(),
+        })?;
+        if link.operational {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(AttachError::NoCarrier {
+                name: end.name.clone(),
+            });
+        }
+        thread::sleep(CARRIER_POLL);
+    }
+}
+
+/// Waits until the end's addresses are delivered to it. The kernel adds an IPv6 address's route to
+/// itself in the background, also without duplicate address detection; what arrives before is lost.
+fn wait_until_local(netlink: &mut SyncNetlink, end: &EndPlan) -> Result<(), AttachError> {
+    let deadline = Instant::now() + CARRIER_PATIENCE;
+    for net in &end.addresses {
+        while !netlink.is_local(net.addr())? {
+            if Instant::now() >= deadline {
+                return Err(AttachError::NotLocal {
+                    name: end.name.clone(),
+                    address: *net,
+                });
+            }
+            thread::sleep(LOCAL_POLL);
+        }
+    }
     Ok(())
 }
 
-async fn fill(netlink: &Netlink, index: u32, end: &EndPlan) -> Result<(), AttachError> {
+/// The filter drops fe80::/10 from pods anyway. Not by sysctl: its writer fights for the kernel's
+/// lock instead of waiting for it.
+fn no_link_local(batch: &mut Batch, index: u32, end: &EndPlan) {
+    if Path::new("/proc/sys/net/ipv6/conf")
+        .join(&end.name)
+        .exists()
+    {
+        batch.no_link_local(index);
+    }
+}
+
+fn fill(batch: &mut Batch, index: u32, end: &EndPlan) {
     for address in &end.addresses {
-        netlink.add_address(index, *address).await?;
+        batch.add_address(index, *address);
     }
     for (address, mac) in &end.neighbours {
-        netlink.add_neighbour(index, *address, *mac).await?;
+        batch.add_neighbour(index, *address, *mac);
     }
     for route in &end.routes {
         // Never replaced: a route that is there means that someone else has the address.
-        netlink.add_route(&kernel_route(route, index)).await?;
+        batch.add_route(&kernel_route(route, index));
     }
-    Ok(())
 }
 
 /// The route as the kernel reports it on the link with this index.
@@ -252,10 +394,19 @@ fn write_sysctls(sysctls: &[Sysctl]) -> io::Result<()> {
     Ok(())
 }
 
-async fn index_of(netlink: &Netlink, name: &str) -> Result<u32, AttachError> {
-    let link = netlink.link_by_name(name).await?;
-    link.map(|link| link.index)
-        .ok_or_else(|| AttachError::Vanished { name: name.into() })
+fn remove(host: &mut SyncNetlink, name: &str) -> Result<bool, NetlinkError> {
+    match host.link_by_name(name)? {
+        Some(link) => remove_index(host, link.index),
+        None => Ok(false),
+    }
+}
+
+fn remove_index(host: &mut SyncNetlink, index: u32) -> Result<bool, NetlinkError> {
+    match host.delete_link(index) {
+        Ok(()) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes a link; false if there was none, or it went by itself meanwhile with its namespace.

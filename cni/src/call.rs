@@ -101,17 +101,14 @@ fn carry_out(
         });
     }
     let _guard = logging::start(&conf)?;
-    let outcome = block_on(async {
-        match &request {
-            CniRequest::Add(pod) => return add::add(&conf, pod).await.map(Some),
-            CniRequest::Check(pod) => check::check(&conf, pod).await?,
-            CniRequest::Del { attachment } => del::del(&conf, attachment).await?,
-            CniRequest::Gc => gc::gc(&conf).await?,
-            CniRequest::Status => status::status(&conf).await?,
-            CniRequest::Version => {}
-        }
-        Ok(None)
-    })?;
+    let outcome = match &request {
+        CniRequest::Add(pod) => add::add(&conf, pod).map(Some),
+        CniRequest::Check(pod) => block_on(check::check(&conf, pod))?.map(|()| None),
+        CniRequest::Del { attachment } => del::del(&conf, attachment).map(|()| None),
+        CniRequest::Gc => block_on(gc::gc(&conf))?.map(|()| None),
+        CniRequest::Status => block_on(status::status(&conf))?.map(|()| None),
+        CniRequest::Version => Ok(None),
+    };
     let subject = match &request {
         CniRequest::Add(pod) | CniRequest::Check(pod) => pod.attachment.to_string(),
         CniRequest::Del { attachment } => attachment.to_string(),

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use thiserror::Error;
-use warren_netlink::{Address, Link, Neighbour, Netlink, NetlinkError, Route};
+use warren_netlink::{Address, Link, Neighbour, Netlink, NetlinkError, Route, SyncNetlink};
 
 use crate::attach::{AttachError, Pod, kernel_route};
 use crate::config::NetConf;
@@ -109,7 +109,7 @@ pub(crate) async fn check(conf: &NetConf, request: &PodRequest) -> Result<(), Er
     }
     let pod = Pod::open(&request.netns)?;
     let ifname = attachment.ifname.as_str();
-    let pod_end = observe(&pod.netlink, ifname)
+    let pod_end = observe(&pod.netlink()?, ifname)
         .await
         .map_err(AttachError::from)?;
     let mut damages = Vec::new();
@@ -125,7 +125,7 @@ pub(crate) async fn check(conf: &NetConf, request: &PodRequest) -> Result<(), Er
     if !damages.is_empty() {
         return Err(Error::Check(damages));
     }
-    protect::check(&host, &node).await?;
+    protect::check(&mut SyncNetlink::open().map_err(AttachError::from)?, &node)?;
     Ok(())
 }
 

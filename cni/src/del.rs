@@ -1,6 +1,6 @@
 //! DEL: detaches a pod, whatever is left of it.
 
-use warren_netlink::Netlink;
+use warren_netlink::SyncNetlink;
 
 use crate::attach;
 use crate::config::NetConf;
@@ -12,8 +12,8 @@ use crate::ipam::Ipam;
 ///
 /// # Errors
 /// [`Error::Detach`] with all that went wrong; the rest was removed.
-pub(crate) async fn del(conf: &NetConf, attachment: &AttachmentId) -> Result<(), Error> {
-    let errors = remove(conf, attachment).await;
+pub(crate) fn del(conf: &NetConf, attachment: &AttachmentId) -> Result<(), Error> {
+    let errors = remove(conf, attachment);
     match errors.is_empty() {
         true => Ok(()),
         false => Err(Error::Detach(errors)),
@@ -21,7 +21,7 @@ pub(crate) async fn del(conf: &NetConf, attachment: &AttachmentId) -> Result<(),
 }
 
 /// Removes all of an attachment that can be removed; returns what went wrong.
-pub(crate) async fn remove(conf: &NetConf, attachment: &AttachmentId) -> Vec<Error> {
+pub(crate) fn remove(conf: &NetConf, attachment: &AttachmentId) -> Vec<Error> {
     let mut errors = Vec::new();
     let ipam = Ipam::open(&conf.state_dir, &conf.name);
     // An ADD of the same attachment that the runtime gave up is waited for. Without a state
@@ -30,8 +30,8 @@ pub(crate) async fn remove(conf: &NetConf, attachment: &AttachmentId) -> Vec<Err
         Ok(ipam) => ipam.lock(attachment).ok(),
         Err(_) => None,
     };
-    let detached = match Netlink::open() {
-        Ok(host) => attach::detach(&host, attachment).await,
+    let detached = match SyncNetlink::open() {
+        Ok(mut host) => attach::detach(&mut host, attachment),
         Err(error) => Err(error.into()),
     };
     // While the interface may be there, its address is not free.

@@ -35,7 +35,7 @@ pub(crate) async fn gc(conf: &NetConf) -> Result<(), Error> {
             for stale in reservations.iter().filter_map(id_of) {
                 if !valid.contains(&stale) {
                     tracing::info!(attachment = %stale, "not valid any more");
-                    errors.append(&mut del::remove(conf, &stale).await);
+                    errors.append(&mut del::remove(conf, &stale));
                 }
             }
         }

@@ -183,16 +183,13 @@ pub fn plan_add(
         }
     }
     for end in [&mut host, &mut pod] {
-        // No router advertisement may change a node's or a pod's routes, and no link-local
-        // address is needed: the filter drops fe80::/10 from pods anyway.
-        for (name, value) in [("accept_ra", "0"), ("addr_gen_mode", "1")] {
-            let key = format!("net/ipv6/conf/{}/{name}", end.name);
-            end.sysctls.push(Sysctl {
-                key,
-                value,
-                optional: true,
-            });
-        }
+        // No router advertisement may change a node's or a pod's routes.
+        let key = format!("net/ipv6/conf/{}/accept_ra", end.name);
+        end.sysctls.push(Sysctl {
+            key,
+            value: "0",
+            optional: true,
+        });
     }
     let mut gateways = Vec::new();
     for address in addresses {

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 use warren_core::consts::{MAIN_TABLE, NFT_TABLE, NODE_FILE, UNREACHABLE_METRIC, rule_comment};
 use warren_core::files::NodeFile;
-use warren_netlink::{Netlink, NetlinkError, Route, RouteKind, protection};
+use warren_netlink::{NetlinkError, Route, RouteKind, SyncNetlink, protection};
 
 /// The chains that the required rules must be in; a rule in a chain that is hooked elsewhere, or
 /// not at all, protects nothing.
@@ -82,7 +82,7 @@ pub fn load_node(state_dir: &Path) -> Result<NodeFile, ProtectError> {
 ///
 /// # Errors
 /// [`ProtectError`], naming everything of a kind that is missing.
-pub async fn check(netlink: &Netlink, node: &NodeFile) -> Result<(), ProtectError> {
+pub fn check(netlink: &mut SyncNetlink, node: &NodeFile) -> Result<(), ProtectError> {
     let comments = protection::rule_comments("inet", NFT_TABLE)?.ok_or(ProtectError::NoTable)?;
     let missing = missing_rules(&comments);
     if !missing.is_empty() {
@@ -92,7 +92,8 @@ pub async fn check(netlink: &Netlink, node: &NodeFile) -> Result<(), ProtectErro
     if let Some(outside) = node.pod_cidrs.iter().find(|cidr| !covered(cidr)) {
         return Err(ProtectError::Outside(*outside));
     }
-    let missing = missing_routes(&netlink.routes(None).await?, &node.cluster_cidrs);
+    let guards = netlink.routes_of(MAIN_TABLE, RouteKind::Unreachable, None)?;
+    let missing = missing_routes(&guards, &node.cluster_cidrs);
     if !missing.is_empty() {
         return Err(ProtectError::Routes(missing));
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use thiserror::Error;
 use warren_core::consts::{TUNNEL_SOCKET, VETH_PREFIX};
 use warren_core::files::NodeFile;
-use warren_netlink::{Netlink, NetlinkError};
+use warren_netlink::{Netlink, NetlinkError, SyncNetlink};
 
 use crate::attach::AttachError;
 use crate::config::NetConf;
@@ -69,7 +69,8 @@ pub(crate) async fn status(conf: &NetConf) -> Result<(), Error> {
     };
     let mut protected = false;
     if let Some(node) = &node {
-        match protect::check(&host, node).await {
+        let mut kernel = SyncNetlink::open().map_err(AttachError::from)?;
+        match protect::check(&mut kernel, node) {
             Ok(()) => protected = true,
             Err(error) => reasons.push(error.into()),
         }

@@ -6,6 +6,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    State,
 };
 
 use crate::{Netlink, NetlinkError, Netns};
@@ -21,6 +22,8 @@ pub struct Link {
     pub up: bool,
     /// Whether it can carry packets (`IFF_LOWER_UP`): for a veth, both ends are up.
     pub carrier: bool,
+    /// Whether the kernel passes packets to it: it has its carrier, and its queues are at work.
+    pub operational: bool,
     /// Its MTU in bytes.
     pub mtu: u32,
     /// Its hardware address; none on a TUN device.
@@ -257,6 +260,7 @@ pub(crate) fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
         name: String::new(),
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
+        operational: false,
         mtu: 0,
         mac: None,
         alias: None,
@@ -268,6 +272,10 @@ pub(crate) fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            // Drivers that know nothing of it say unknown, as `lo` does.
+            LinkAttribute::OperState(state) => {
+                link.operational = matches!(state, State::Up | State::Unknown);
+            }
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Group(group) => link.group = group,

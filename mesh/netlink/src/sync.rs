@@ -1,6 +1,7 @@
 //! rtnetlink without a runtime: for a program that lives for some milliseconds.
 
 use std::io;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -21,6 +22,13 @@ use crate::{addresses, links, neighbours, routes};
 
 /// How often a dump is repeated that the kernel reports as inconsistent.
 const DUMP_ATTEMPTS: usize = 20;
+/// What the kernel says of an address that no route delivers.
+const UNROUTED: [i32; 4] = [
+    libc::ENETUNREACH,
+    libc::EHOSTUNREACH,
+    libc::EACCES,
+    libc::EINVAL,
+];
 /// The kernel's datagrams are at most 32 KiB.
 const DATAGRAM: usize = 32 * 1024;
 
@@ -174,6 +182,29 @@ impl SyncNetlink {
         Ok(all)
     }
 
+    /// Whether packets to this address are delivered here.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Kernel`].
+    pub fn is_local(&mut self, address: IpAddr) -> Result<bool, NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = routes::family_of(address);
+        message.header.destination_prefix_length = IpNet::from(address).prefix_len();
+        message
+            .attributes
+            .push(RouteAttribute::Destination(address.into()));
+        let message = RouteNetlinkMessage::GetRoute(message);
+        match self.request("look up route to", &address, message, NLM_F_ACK) {
+            Ok(answers) => {
+                let mut routes = answers.messages.into_iter().filter_map(routes::route_of);
+                Ok(routes.any(|route| route.kind == RouteKind::Local))
+            }
+            // Nothing leads there, or what leads there refuses.
+            Err(error) if error.errno().is_some_and(|e| UNROUTED.contains(&e)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Deletes a link; a veth takes its peer along.
     ///
     /// # Errors
@@ -317,9 +348,8 @@ impl SyncNetlink {
 }
 
 impl Batch {
-    /// Sets a link's alias (at most 255 bytes), and that the kernel makes no link-local address for
-    /// it. Without IPv6 in the kernel only the former.
-    pub fn name_link(&mut self, index: u32, alias: &str) {
+    /// Sets a link's alias, at most 255 bytes.
+    pub fn set_alias(&mut self, index: u32, alias: &str) {
         let mut message = links::message_of(index);
         message.attributes = vec![LinkAttribute::IfAlias(alias.to_owned())];
         self.push_link("set alias of link", index, message);
@@ -351,7 +381,7 @@ impl Batch {
     }
 
     /// Sets a permanent neighbour entry.
-    pub fn add_neighbour(&mut self, index: u32, address: std::net::IpAddr, mac: [u8; 6]) {
+    pub fn add_neighbour(&mut self, index: u32, address: IpAddr, mac: [u8; 6]) {
         let message = neighbours::permanent(index, address, mac);
         let message = RouteNetlinkMessage::NewNeighbour(message);
         let subject = format!("{address} on link {index}");
