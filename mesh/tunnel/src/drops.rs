@@ -49,6 +49,12 @@ drop_reasons! {
     LowOrderKey = "low_order_key",
     /// A handshake message came while under load and was answered with a cookie.
     UnderLoad = "under_load",
+    /// A handshake message came while under load, when its source, or all, had had their cookies.
+    UnderLoadSilent = "under_load_silent",
+    /// A handshake message proved its cookie, but one source, or all, had sent too many such.
+    SourceFlood = "source_flood",
+    /// A handshake message was admitted, but too many waited for their key exchange.
+    HandshakeBacklog = "handshake_backlog",
     /// An initiation of somebody who is no peer, or who does not know our key.
     UnknownPeer = "unknown_peer",
     /// A message for a session index that nobody has.

@@ -1,22 +1,5 @@
 //! What the session layer answers: lengths of messages in the caller's buffer, and what they mean.
 
-use warren_keyring::PublicKey;
-
-use crate::drops::DropReason;
-
-/// What the gate says to a handshake message.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Admission {
-    /// An initiation that somebody made who knows our key; the initiator is not yet authenticated.
-    Initiation(PublicKey),
-    /// A response with a valid MAC1.
-    Response,
-    /// The cookie in the buffer is all the answer.
-    Cookie,
-    /// Silence.
-    Refused(DropReason),
-}
-
 /// What became of a packet that was to be sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Sealed {

@@ -1,4 +1,4 @@
-//! One peer's Noise session, and the check of handshakes that all peers share.
+//! One peer's Noise session, and the device's own key that all sessions share.
 //!
 //! The only file that names boringtun. boringtun does the cryptography, the replay window, and the
 //! choice of the key pair to send with; all timers are ours (`schedule.rs`), for its own:
@@ -20,6 +20,8 @@
 //! - A response is taken for the last initiation only, as the reference does: a late one would
 //!   leave boringtun with a handshake that never ends.
 //! - Packets wait for a handshake outside of it, under one budget for all peers (`queue.rs`).
+//! - Its check of handshakes under load answers each with a cookie, counts all sources together, and
+//!   reads its own clock: ours is `gate.rs`.
 //! - It wipes no key. When keys are to be erased the whole `Tunn` is dropped, its memory filled
 //!   with zeros, and a new one made; so is the stack after each handshake. To the new `Tunn` the
 //!   peer's last initiation is shown first, so that it refuses older ones as the old `Tunn` did.
@@ -44,12 +46,13 @@ use warren_keyring::{PresharedKey, PrivateKey, PublicKey};
 
 use crate::clock::{StampClock, with_realtime};
 use crate::drops::DropReason;
+use crate::gate::{Gate, Verdict};
 use crate::key_pairs::{KeyPair, KeyRing, MessageLimits, next_index};
 use crate::message::{
     COOKIE_REPLY_LEN, DATA_OVERHEAD, INITIATION_LEN, MAC2_LEN, counter, ephemeral_key,
     is_initiation, sender_index,
 };
-use crate::outcome::{Admission, Opened, OpenedKind, Sealed, Ticked};
+use crate::outcome::{Opened, OpenedKind, Sealed, Ticked};
 use crate::path_notes::PathNotes;
 use crate::random::Random;
 use crate::schedule::{Due, REKEY_AFTER, REKEY_AFTER_RECEIVING, Schedule};
@@ -57,10 +60,6 @@ use crate::wiped::{WipedBox, wipe_stack};
 
 /// How long a cookie is good for.
 const COOKIE_LIFE: Duration = Duration::from_secs(120);
-/// The handshakes a second that are answered without a cookie, at least.
-const MIN_HANDSHAKE_LIMIT: u64 = 256;
-/// And at most: a responder's share of one is 135 us of a core.
-const MAX_HANDSHAKE_LIMIT: u64 = 4096;
 
 /// Returns the room that a message needs which carries `len` bytes.
 #[inline]
@@ -71,15 +70,14 @@ pub(crate) fn room_for(len: usize) -> usize {
 /// The device's own key, and the gate that each handshake passes before it costs a key exchange.
 pub(crate) struct Identity {
     keys: Arc<Keys>,
-    gate: RateLimiter,
-    limit: u64,
+    pub(crate) gate: Gate,
 }
 
 /// What sessions are made of that belong to one device.
 struct Keys {
     private: x25519::StaticSecret,
     public: x25519::PublicKey,
-    /// For the peers' own second check, which must not count against the gate.
+    /// boringtun insists on a gate of its own behind ours; this one is never under load.
     open_gate: Arc<RateLimiter>,
     stamps: StampClock,
 }
@@ -88,7 +86,6 @@ impl Identity {
     pub(crate) fn new(private_key: &PrivateKey, peers: usize, stamps: StampClock) -> Self {
         let private = private_key.to_x25519();
         let public = private_key.public_key().to_x25519();
-        let limit = handshake_limit(peers);
         let keys = Keys {
             open_gate: Arc::new(RateLimiter::new(&public, u64::MAX)),
             private,
@@ -96,59 +93,44 @@ impl Identity {
             stamps,
         };
         Self {
-            gate: RateLimiter::new(&public, limit),
-            limit,
+            // Stamps do not go back, over restarts neither.
+            gate: Gate::new(private_key, stamps.now().as_nanos(), peers),
             keys: Arc::new(keys),
         }
     }
 
-    /// Adapts the limit of handshakes to the number of peers: after a cold start all of them come
-    /// at once. A new limit makes a new gate, which does not know the cookies of the old one.
-    pub(crate) fn scale(&mut self, peers: usize) {
-        let limit = handshake_limit(peers);
-        if limit != self.limit {
-            self.gate = RateLimiter::new(&self.keys.public, limit);
-            self.limit = limit;
-        }
-    }
-
     /// Checks an initiation or a response: MAC1, load, the order of its ephemeral key.
-    pub(crate) fn admit(
-        &self,
+    pub(crate) fn judge(
+        &mut self,
+        now: Instant,
         source: IpAddr,
         handshake: &[u8],
+        awaited: bool,
         cookie: &mut [u8; COOKIE_REPLY_LEN],
-    ) -> Admission {
-        // Does nothing before a second has gone by; an idle device needs no timer for it.
-        self.gate.reset_count();
-        let packet = match self.gate.verify_packet(Some(source), handshake, cookie) {
-            Ok(packet) => packet,
-            Err(TunnResult::WriteToNetwork(_)) => return Admission::Cookie,
-            Err(TunnResult::Err(WireGuardError::InvalidMac)) => {
-                return Admission::Refused(DropReason::BadMac1);
-            }
-            Err(_) => return Admission::Refused(DropReason::DatagramMalformed),
+    ) -> Verdict {
+        let verdict = self.gate.judge(now, source, handshake, awaited, cookie);
+        let low_order = || {
+            !matches!(
+                ephemeral_key(handshake).map(PublicKey::from_bytes),
+                Some(Ok(_))
+            )
         };
-        match ephemeral_key(handshake).map(PublicKey::from_bytes) {
-            Some(Ok(_)) => {}
-            _ => return Admission::Refused(DropReason::LowOrderKey),
-        }
-        let Packet::HandshakeInit(initiation) = packet else {
-            return Admission::Response;
-        };
-        match parse_handshake_anon(&self.keys.private, &self.keys.public, &initiation) {
-            Ok(half) => match PublicKey::from_bytes(half.peer_static_public) {
-                Ok(key) => Admission::Initiation(key),
-                Err(_) => Admission::Refused(DropReason::LowOrderKey),
-            },
-            Err(_) => Admission::Refused(DropReason::UnknownPeer),
+        match verdict {
+            Verdict::Admit(_) if low_order() => Verdict::Refuse(DropReason::LowOrderKey),
+            verdict => verdict,
         }
     }
-}
 
-fn handshake_limit(peers: usize) -> u64 {
-    let scaled = (peers as u64).next_power_of_two().saturating_mul(4);
-    scaled.clamp(MIN_HANDSHAKE_LIMIT, MAX_HANDSHAKE_LIMIT)
+    /// Finds out by a key exchange who claims to have made an initiation. Nothing is proven but
+    /// that whoever it was knows our key.
+    pub(crate) fn initiator(&self, initiation: &[u8]) -> Result<PublicKey, DropReason> {
+        let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(initiation) else {
+            return Err(DropReason::DatagramMalformed);
+        };
+        let half = parse_handshake_anon(&self.keys.private, &self.keys.public, &initiation)
+            .map_err(|_| DropReason::UnknownPeer)?;
+        PublicKey::from_bytes(half.peer_static_public).map_err(|_| DropReason::LowOrderKey)
+    }
 }
 
 /// What a session is made of that belongs to one peer.
@@ -414,6 +396,11 @@ impl Session {
         self.schedule.note_received(now);
         self.schedule.note_response(now);
         Ok(len)
+    }
+
+    /// Whether a response to this index is the answer to our last initiation.
+    pub(crate) fn awaits(&self, receiver: u32) -> bool {
+        self.initiated == Some(receiver)
     }
 
     /// Takes the response to a handshake of ours; the keepalive that confirms it is the answer.

@@ -4,6 +4,7 @@
 //! ```text
 //! TUN   --read x 64-->  engine (seal) --> outbox --sendmmsg--> UDP
 //! UDP   --recvmmsg--->  engine (open) --> outbox --write-----> TUN
+//! UDP, handshakes ----> engine, after the data of the same round; under load in their share of time
 //! time  ------------->  engine (timers) -> outbox
 //! other threads: channel + eventfd
 //! ```
@@ -23,9 +24,10 @@ use crate::control::{Command, Control};
 use crate::engine::{ApplyError, Counters, Engine, MAX_PACKET};
 use crate::outbox::Outbox;
 use crate::route::outgoing_link;
+use crate::share::Share;
 use crate::time::Now;
 use crate::tun::{Tun, TunError};
-use crate::udp::{BATCH, ReceiveArena, Udp, UdpBook, UdpCounters, UdpError, path_mtu, send};
+use crate::udp::{BATCH, Lane, ReceiveArena, Udp, UdpBook, UdpCounters, UdpError, path_mtu, send};
 
 /// The MTU of a new TUN device in bytes, until the agent sets the underlay's.
 pub const NEW_TUN_MTU: u32 = 1420;
@@ -106,19 +108,30 @@ pub struct Shard {
     engine: Engine,
     changed: SyncSender<()>,
     epoll: Epoll,
+    /// The sockets for handshakes, as one in `epoll`.
+    handshakes: Epoll,
+    share: Share,
+    /// The socket for handshakes that is the next one's turn.
+    next_lane: usize,
     control: Control,
     commands: Receiver<Command>,
     out: Outbox,
     received: ReceiveArena,
     packet: Box<[u8]>,
     udp_book: UdpBook,
+    /// What sockets that are closed since have lost, data and handshakes.
+    closed_overflows: (u64, u64),
     tun_errors: u64,
 }
 
-/// What an event of epoll is about; the sockets count on from `UDP`.
+/// What an event of epoll is about, in the order of their turns; the sockets for data count on from
+/// `UDP`.
 const TUN: u64 = 0;
 const CONTROL: u64 = 1;
 const UDP: u64 = 2;
+const HANDSHAKES: u64 = u64::MAX;
+/// The most handshakes that are taken from one socket before it is another one's turn.
+const HANDSHAKE_BATCH: usize = 32;
 
 impl Shard {
     /// Makes the loop of its parts.
@@ -133,9 +146,9 @@ impl Shard {
             EpollEvent::new(EpollFlags::EPOLLIN, CONTROL),
         )?;
         watch(&epoll, &parts.tun, TUN)?;
-        for (n, socket) in parts.udp.sockets().enumerate() {
-            watch(&epoll, socket, UDP + n as u64)?;
-        }
+        let handshakes = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        watch(&epoll, &handshakes.0, HANDSHAKES)?;
+        watch_sockets(&epoll, &handshakes, &parts.udp)?;
         let mut engine = parts.engine;
         engine.set_listen(parts.udp.port(), parts.udp.mark());
         Ok(Self {
@@ -147,12 +160,16 @@ impl Shard {
             engine,
             changed: parts.changed,
             epoll,
+            handshakes,
+            share: Share::new(),
+            next_lane: 0,
             control,
             commands,
             out: Outbox::new(),
             received: ReceiveArena::new(),
             packet: vec![0; MAX_PACKET + 1].into(),
             udp_book: UdpBook::default(),
+            closed_overflows: (0, 0),
             tun_errors: 0,
         })
     }
@@ -176,6 +193,8 @@ impl Shard {
                 Err(error) => return Err(error.into()),
             };
             let now = Now::read();
+            // Data comes before handshakes.
+            events[..count].sort_unstable_by_key(EpollEvent::data);
             for event in &events[..count] {
                 match event.data() {
                     TUN => self.read_tun(now),
@@ -184,8 +203,13 @@ impl Shard {
                             return Ok(());
                         }
                     }
+                    HANDSHAKES => {}
                     socket => self.receive(now, (socket - UDP) as usize),
                 }
+            }
+            let handshakes = events[..count].last().map(EpollEvent::data) == Some(HANDSHAKES);
+            if handshakes || self.share.is_due(now.monotonic) {
+                self.receive_handshakes(now);
             }
             self.do_due(now);
             if self.tun.is_none() && !self.remake_tun {
@@ -200,6 +224,7 @@ impl Shard {
             let Some(tun) = &mut self.tun else { break };
             match tun.read(&mut self.packet) {
                 Ok(len) => {
+                    self.share.note_data();
                     self.engine
                         .handle_tun_packet(now, &self.packet[..len], &mut self.out);
                 }
@@ -214,29 +239,91 @@ impl Shard {
         self.flush();
     }
 
-    /// Receives a batch and writes what it carries to the TUN.
+    /// Receives a batch of data and writes what it carries to the TUN.
     fn receive(&mut self, now: Now, socket: usize) {
-        let Some(socket) = self.udp.sockets().nth(socket) else {
+        let Some(socket) = self.udp.lanes(Lane::Data).nth(socket) else {
             return;
         };
-        match self.received.receive(socket) {
+        match self.received.receive(socket, BATCH) {
             Ok(count) => {
-                for n in 0..count {
-                    if let Some((source, datagram)) = self.received.datagram(n) {
-                        self.engine
-                            .handle_datagram(now, source, datagram, &mut self.out);
-                    }
-                }
+                self.share.note_data();
+                self.handle_received(now, count);
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
-            // An ICMP error that is told here is about one datagram sent earlier.
-            Err(_) => self.udp_book.counters.receive_errors += 1,
+            Err(error) => self.note_receive_error(&error),
         }
         self.flush();
+    }
+
+    /// Receives handshakes, a few of each socket by turns: all that there are, or under load what
+    /// their share of time allows.
+    fn receive_handshakes(&mut self, now: Now) {
+        let lanes = self.udp.lanes(Lane::Handshakes).count();
+        self.share.begin();
+        let mut empty = 0;
+        while empty < lanes && !self.share.is_used_up() {
+            let lane = self.next_lane % lanes;
+            self.next_lane = lane + 1;
+            let Some(socket) = self.udp.lanes(Lane::Handshakes).nth(lane) else {
+                break;
+            };
+            match self.received.receive(socket, HANDSHAKE_BATCH) {
+                Ok(count) => {
+                    self.handle_received(now, count);
+                    empty = if count < HANDSHAKE_BATCH {
+                        empty + 1
+                    } else {
+                        0
+                    };
+                }
+                Err(error) => {
+                    self.note_receive_error(&error);
+                    empty += 1;
+                }
+            }
+        }
+        while self.share.is_polled()
+            && !self.share.is_used_up()
+            && self.engine.handle_backlog(now, &mut self.out)
+        {}
+        self.flush();
+        let was_polled = self.share.is_polled();
+        let under_load = self.engine.is_under_load(now);
+        if self.share.end(now.monotonic, under_load)
+            && let Ok(secret) = getrandom::u32()
+        {
+            self.udp.reshuffle(secret);
+        }
+        if was_polled != self.share.is_polled() {
+            self.engine.hold_backlog(self.share.is_polled());
+            // While they are looked for by the clock, their arrival wakes nobody.
+            let flags = match self.share.is_polled() {
+                true => EpollFlags::empty(),
+                false => EpollFlags::EPOLLIN,
+            };
+            let mut event = EpollEvent::new(flags, HANDSHAKES);
+            if let Err(error) = self.epoll.modify(&self.handshakes.0, &mut event) {
+                tracing::error!(%error, "cannot change how the sockets for handshakes are watched");
+            }
+        }
+    }
+
+    fn handle_received(&mut self, now: Now, count: usize) {
+        for n in 0..count {
+            if let Some((source, datagram)) = self.received.datagram(n) {
+                self.engine
+                    .handle_datagram(now, source, datagram, &mut self.out);
+            }
+        }
+    }
+
+    fn note_receive_error(&mut self, error: &io::Error) {
+        // An ICMP error that is told here is about one datagram sent earlier.
+        if !matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+        ) {
+            self.udp_book.counters.receive_errors += 1;
+        }
     }
 
     fn flush(&mut self) {
@@ -314,11 +401,12 @@ impl Shard {
             return Err(error.into());
         }
         if let Some(udp) = rebound {
-            for (n, socket) in udp.sockets().enumerate() {
-                if let Err(error) = watch(&self.epoll, socket, UDP + n as u64) {
-                    tracing::error!(%error, "cannot watch the new UDP socket");
-                }
+            if let Err(error) = watch_sockets(&self.epoll, &self.handshakes, &udp) {
+                tracing::error!(%error, "cannot watch the new UDP sockets");
             }
+            let (data, handshakes) = self.udp.overflows();
+            self.closed_overflows.0 += data;
+            self.closed_overflows.1 += handshakes;
             // Closing the old sockets takes them out of epoll.
             self.udp = udp;
         }
@@ -329,6 +417,7 @@ impl Shard {
     fn status(&self) -> ShardStatus {
         // Errors of sending are younger than the round's own time.
         let now = Instant::now();
+        let (receive_overflows, handshake_overflows) = self.udp.overflows();
         ShardStatus {
             public_key: self.engine.public_key(),
             listen_port: self.udp.port(),
@@ -337,7 +426,11 @@ impl Shard {
             waiting_bytes: self.engine.waiting_bytes(),
             newest_stamp: self.engine.newest_stamp(),
             counters: self.engine.counters().clone(),
-            udp: self.udp_book.counters,
+            udp: UdpCounters {
+                receive_overflows: self.closed_overflows.0 + receive_overflows,
+                handshake_overflows: self.closed_overflows.1 + handshake_overflows,
+                ..self.udp_book.counters
+            },
             tun_errors: self.tun_errors,
             peer_paths: self.engine.peer_paths(now, |endpoint, path| {
                 path.send_failure = self.udp_book.failures.report(&endpoint, now);
@@ -384,6 +477,7 @@ impl Shard {
             .poll_timeout()
             .into_iter()
             .chain(self.reopen_at)
+            .chain(self.share.deadline())
             .min();
         let Some(due) = due else {
             return EpollTimeout::NONE;
@@ -395,6 +489,16 @@ impl Shard {
             .div_ceil(1000);
         EpollTimeout::from(u16::try_from(milliseconds).unwrap_or(u16::MAX))
     }
+}
+
+fn watch_sockets(epoll: &Epoll, handshakes: &Epoll, udp: &Udp) -> io::Result<()> {
+    for (n, socket) in udp.lanes(Lane::Data).enumerate() {
+        watch(epoll, socket, UDP + n as u64)?;
+    }
+    for socket in udp.lanes(Lane::Handshakes) {
+        watch(handshakes, socket, 0)?;
+    }
+    Ok(())
 }
 
 fn watch(epoll: &Epoll, descriptor: &impl AsRawFd, about: u64) -> io::Result<()> {

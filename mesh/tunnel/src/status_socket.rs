@@ -12,6 +12,7 @@
 //! | `udp_rx_datagrams`, `udp_tx_datagrams` | outer datagrams received, made |
 //! | `udp_send_errors` | datagrams not sent; of those `udp_send_unreachable`, `udp_send_refused`, `udp_send_too_large`, `udp_send_no_buffers` |
 //! | `udp_receive_errors` | failed receives |
+//! | `udp_receive_overflows`, `udp_handshake_overflows` | data messages and others that the kernel dropped, the receive buffer being full |
 //! | `handshakes`, `roamed` | handshakes completed; endpoints that followed their peer |
 //! | `queue_bytes` | packets that wait for handshakes, all peers together |
 //! | `drop_<reason>` | dropped packets, a line for every [`DropReason`](crate::DropReason) |
@@ -86,6 +87,8 @@ pub fn render(status: &ShardStatus, interface: &str, uptime: Duration) -> String
     line("udp_send_too_large", &status.udp.send_too_large);
     line("udp_send_no_buffers", &status.udp.send_no_buffers);
     line("udp_receive_errors", &status.udp.receive_errors);
+    line("udp_receive_overflows", &status.udp.receive_overflows);
+    line("udp_handshake_overflows", &status.udp.handshake_overflows);
     line("handshakes", &counters.handshakes);
     line("roamed", &counters.roamed);
     line("queue_bytes", &status.waiting_bytes);

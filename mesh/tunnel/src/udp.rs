@@ -1,4 +1,10 @@
-//! The two UDP sockets, and datagrams in batches: one system call for many.
+//! The UDP sockets, and datagrams in batches: one system call for many.
+//!
+//! Each family has several sockets on the one port. The kernel puts data messages into the first of
+//! them, by the first byte of the datagram, and all else into one of the others, by a hash of its
+//! source (SO_REUSEPORT with a filter program). So a flood of handshakes never takes the room of data,
+//! and one from a single source only that of a part of the other sources' handshakes; which part
+//! changes with [`Udp::reshuffle`]. Where the kernel refuses that, everything comes to one socket.
 
 use std::io;
 use std::mem;
@@ -18,6 +24,10 @@ pub(crate) const BATCH: usize = 64;
 const SLOT_BYTES: usize = 65_536;
 /// The size of the sockets' buffers: 30 ms at 2 Gb/s.
 const BUFFER_BYTES: libc::c_int = 8 << 20;
+/// The size of each buffer for handshakes: thousands of them.
+const HANDSHAKE_BUFFER_BYTES: libc::c_int = 1 << 20;
+/// The sockets of a family for handshakes, a power of 2.
+const HANDSHAKE_LANES: u32 = 8;
 /// How long a full send buffer is waited for. The TUN's queue fills up meanwhile, which slows the
 /// senders down; dropping would make them send again.
 const WAIT_WRITABLE_MS: libc::c_int = 10;
@@ -69,13 +79,33 @@ pub struct UdpCounters {
     pub send_no_buffers: u64,
     /// Errors on receiving; none of them ends the loop.
     pub receive_errors: u64,
+    /// Data messages that the kernel dropped because the receive buffer was full.
+    pub receive_overflows: u64,
+    /// Other messages, handshakes that is, dropped for the same reason.
+    pub handshake_overflows: u64,
 }
 
-/// A socket for each family that the machine has.
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Data messages, and everything where there is no other lane.
+    Data,
+    /// Everything else: handshakes, cookies, rubbish.
+    Handshakes,
+}
+
+/// The sockets of one family.
+#[derive(Debug)]
+struct Lanes {
+    data: Socket,
+    handshakes: Vec<Socket>,
+}
+
+/// Sockets for each family that the machine has.
 #[derive(Debug)]
 pub struct Udp {
-    v4: Option<Socket>,
-    v6: Option<Socket>,
+    v4: Option<Lanes>,
+    v6: Option<Lanes>,
     port: u16,
     mark: u32,
 }
@@ -127,8 +157,43 @@ impl Udp {
         Ok(())
     }
 
+    /// All sockets of a kind.
+    pub(crate) fn lanes(&self, lane: Lane) -> impl Iterator<Item = &Socket> {
+        let lanes = self.v4.iter().chain(&self.v6);
+        lanes.flat_map(move |lanes| match lane {
+            Lane::Data => std::slice::from_ref(&lanes.data),
+            Lane::Handshakes => &lanes.handshakes,
+        })
+    }
+
+    /// All sockets.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = &Socket> {
-        self.v4.iter().chain(&self.v6)
+        self.lanes(Lane::Data).chain(self.lanes(Lane::Handshakes))
+    }
+
+    /// Deals the sources of handshakes out to the sockets anew. `secret` is what nobody outside
+    /// shall guess, or he could choose whose handshakes share a buffer with his own.
+    pub(crate) fn reshuffle(&self, secret: u32) {
+        for (domain, lanes) in [(Domain::IPV4, &self.v4), (Domain::IPV6, &self.v6)] {
+            if let Some(lanes) = lanes
+                && !lanes.handshakes.is_empty()
+            {
+                // The same program with another number: what fits once fits always, and where it
+                // does not, the old one stays.
+                let _ = steer(domain, &lanes.data, secret);
+            }
+        }
+    }
+
+    /// Asks the kernel how many datagrams it has dropped because nobody was there in time to
+    /// receive them: data messages and others.
+    pub(crate) fn overflows(&self) -> (u64, u64) {
+        // What an old kernel does not count is not shown.
+        let sum = |lane| {
+            let counts = self.lanes(lane).filter_map(|socket| dropped(socket).ok());
+            counts.map(u64::from).sum()
+        };
+        (sum(Lane::Data), sum(Lane::Handshakes))
     }
 
     fn with_mark(mut self, mark: u32) -> Result<Self, UdpError> {
@@ -137,20 +202,20 @@ impl Udp {
     }
 
     fn bind_once(port: u16) -> io::Result<Self> {
-        let v4 = present(open(
+        let v4 = present(Lanes::open(
             Domain::IPV4,
             SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
         ))?;
         let port = match &v4 {
-            Some(socket) => local_port(socket)?,
+            Some(lanes) => local_port(&lanes.data)?,
             None => port,
         };
-        let v6 = present(open(
+        let v6 = present(Lanes::open(
             Domain::IPV6,
             SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
         ))?;
         let port = match (&v4, &v6) {
-            (None, Some(socket)) => local_port(socket)?,
+            (None, Some(lanes)) => local_port(&lanes.data)?,
             (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
             _ => port,
         };
@@ -163,7 +228,113 @@ impl Udp {
     }
 }
 
-fn open(domain: Domain, address: SocketAddr) -> io::Result<Socket> {
+impl Lanes {
+    fn open(domain: Domain, address: SocketAddr) -> io::Result<Self> {
+        let data = open(domain, BUFFER_BYTES)?;
+        // Alone and without SO_REUSEPORT: a port that another WireGuard has is refused here.
+        data.bind(&address.into())?;
+        let handshakes = split_off_handshakes(domain, &data).unwrap_or_else(|error| {
+            tracing::warn!(%error, "no sockets of their own for handshakes: a flood of them can cost data");
+            Vec::new()
+        });
+        Ok(Self { data, handshakes })
+    }
+}
+
+/// Makes more sockets on the port of the first, for all that is no data message.
+fn split_off_handshakes(domain: Domain, data: &Socket) -> io::Result<Vec<Socket>> {
+    let address = data.local_addr()?;
+    data.set_reuse_port(true)?;
+    let open_one = |_| {
+        let socket = open(domain, HANDSHAKE_BUFFER_BYTES)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address)?;
+        Ok(socket)
+    };
+    let handshakes = (0..HANDSHAKE_LANES)
+        .map(open_one)
+        .collect::<io::Result<Vec<_>>>()?;
+    steer(domain, data, 1)?;
+    Ok(handshakes)
+}
+
+/// Has the kernel choose between the sockets of a port: the program's result is a socket's place in
+/// the order in which they were bound.
+fn steer(domain: Domain, socket: &Socket, secret: u32) -> io::Result<()> {
+    const DATA: u32 = 4;
+    const SHIFT: u32 = u32::BITS - HANDSHAKE_LANES.trailing_zeros();
+    let source = libc::SKF_NET_OFF as u32 + if domain == Domain::IPV6 { 8 } else { 12 };
+    let step = |code: u32, jt, jf, k| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let load = |k| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, k);
+    let compute = |operation, k| step(libc::BPF_ALU | operation | libc::BPF_K, 0, 0, k);
+    // Of a datagram without a first byte the program returns 0.
+    let mut program = vec![
+        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, DATA),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        load(source),
+        compute(libc::BPF_MUL, secret | 1),
+    ];
+    if domain == Domain::IPV6 {
+        // The second half of the /64; who has one address of it has all of them.
+        program.extend([
+            step(libc::BPF_MISC | libc::BPF_TAX, 0, 0, 0),
+            load(source + 4),
+            step(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_X, 0, 0, 0),
+            compute(libc::BPF_MUL, secret | 1),
+        ]);
+    }
+    program.extend([
+        compute(libc::BPF_XOR, secret.rotate_left(16)),
+        compute(libc::BPF_MUL, 0x9e37_79b1),
+        compute(libc::BPF_RSH, SHIFT),
+        compute(libc::BPF_ADD, 1),
+        step(libc::BPF_RET | libc::BPF_A, 0, 0, 0),
+    ]);
+    let filter = libc::sock_fprog {
+        len: program.len() as libc::c_ushort,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the pointer and the length describe `filter`, which describes `program`; both outlive
+    // the call, and the kernel only reads them.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const filter).cast(),
+            mem::size_of_val(&filter) as libc::socklen_t,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// How many datagrams the kernel has dropped at a socket.
+fn dropped(socket: &Socket) -> io::Result<u32> {
+    // SK_MEMINFO_DROPS of linux/sock_diag.h, the last of nine.
+    const DROPS: usize = 8;
+    let mut info = [0u32; DROPS + 1];
+    let mut len = mem::size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the pointers describe `info` and its length, which outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    check(result)?;
+    Ok(info[DROPS])
+}
+
+fn open(domain: Domain, receive_bytes: libc::c_int) -> io::Result<Socket> {
     let socket = Socket::new(
         domain,
         Type::DGRAM.nonblocking().cloexec(),
@@ -187,23 +358,22 @@ fn open(domain: Domain, address: SocketAddr) -> io::Result<Socket> {
             libc::IP_PMTUDISC_DONT,
         )?;
     }
-    for (forced, name) in [
-        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
-        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
+    for (forced, name, bytes) in [
+        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, receive_bytes),
+        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, BUFFER_BYTES),
     ] {
         // The kernel's own limit is what remains without CAP_NET_ADMIN.
-        if set_int_option(&socket, libc::SOL_SOCKET, forced, BUFFER_BYTES).is_err() {
-            set_int_option(&socket, libc::SOL_SOCKET, name, BUFFER_BYTES)?;
+        if set_int_option(&socket, libc::SOL_SOCKET, forced, bytes).is_err() {
+            set_int_option(&socket, libc::SOL_SOCKET, name, bytes)?;
         }
     }
-    socket.bind(&address.into())?;
     Ok(socket)
 }
 
 /// A family that the machine does not have is no error.
-fn present(socket: io::Result<Socket>) -> io::Result<Option<Socket>> {
-    match socket {
-        Ok(socket) => Ok(Some(socket)),
+fn present(lanes: io::Result<Lanes>) -> io::Result<Option<Lanes>> {
+    match lanes {
+        Ok(lanes) => Ok(Some(lanes)),
         Err(error)
             if matches!(
                 error.raw_os_error(),
@@ -261,8 +431,8 @@ impl ReceiveArena {
         }
     }
 
-    /// Receives up to a batch and returns how many.
-    pub(crate) fn receive(&mut self, socket: &Socket) -> io::Result<usize> {
+    /// Receives up to `most` datagrams, of at most a batch, and returns how many.
+    pub(crate) fn receive(&mut self, socket: &Socket, most: usize) -> io::Result<usize> {
         // SAFETY: plain data, for which all zero is a value.
         let mut messages: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
         // SAFETY: as above.
@@ -287,7 +457,7 @@ impl ReceiveArena {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 messages.as_mut_ptr(),
-                BATCH as libc::c_uint,
+                most.min(BATCH) as libc::c_uint,
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
@@ -340,7 +510,7 @@ pub(crate) fn send(udp: &Udp, out: &Outbox, book: &mut UdpBook) {
     let mut batch = SendBatch::default();
     for (endpoint, datagram) in out.datagrams() {
         let socket = if endpoint.is_ipv4() { &udp.v4 } else { &udp.v6 };
-        let Some(socket) = socket else {
+        let Some(Lanes { data: socket, .. }) = socket else {
             book.counters.send_errors += 1;
             book.counters.send_unreachable += 1;
             book.failures.note(endpoint, SendFailure::NoFamily);

@@ -281,9 +281,26 @@ fn a_flood_of_handshakes_is_answered_with_one_cookie_each_and_the_cookie_lets_in
     let answer = b.udp(now, a.address, &retry).remove(0).1;
     assert_eq!(answer.len(), 64);
     assert!(a.udp(now + seconds(6), b.address, &answer).is_empty());
-    let retry = a.timers(now + seconds(12));
-    carry(now + seconds(12), &mut [&mut a, &mut b], 0, retry);
+    let retry = a.timers(now + seconds(12)).remove(0).1;
+    // Later than the 20 ms between two initiations of one peer, and in the same second.
+    let soon = now + Duration::from_millis(30);
+    assert!(
+        b.udp(soon, a.address, &retry).is_empty(),
+        "others came before"
+    );
+    // One round of a few key exchanges, and the proven one comes first.
+    let response = b.timers(soon);
+    assert_eq!(response.len(), 1);
+    assert_eq!(response[0].1.len(), 92);
+    carry(now + seconds(12), &mut [&mut b, &mut a], 0, response);
     assert_eq!(b.delivered.len(), 1);
+    b.settle(soon);
+    assert_eq!(
+        b.drops(DropReason::HandshakeFlood) + b.drops(DropReason::HandshakeReplayed),
+        // 256 but for the first, and two more that a peer's address has in any case.
+        257,
+        "those without a cookie are done afterwards"
+    );
 }
 
 #[test]

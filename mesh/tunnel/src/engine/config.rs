@@ -55,7 +55,7 @@ impl Engine {
             self.update_peer(now.monotonic, update);
         }
         if let Some(identity) = &mut self.identity {
-            identity.scale(self.by_key.len());
+            identity.gate.scale(self.by_key.len());
         }
         self.changed = true;
         Ok(())

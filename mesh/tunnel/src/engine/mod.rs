@@ -1,6 +1,7 @@
 //! The WireGuard device as a state machine: packets, datagrams, time and requests in; packets and
 //! datagrams out. It has no sockets, files or clock of its own.
 
+mod backlog;
 mod config;
 mod report;
 mod timers;
@@ -18,15 +19,16 @@ use crate::clock::StampClock;
 use crate::drops::{DropReason, Drops};
 use crate::inner::InnerHeader;
 use crate::key_pairs::MessageLimits;
-use crate::message::{COOKIE_REPLY_LEN, Message};
+use crate::message::Message;
 use crate::outbox::Outbox;
-use crate::outcome::{Admission, OpenedKind};
+use crate::outcome::OpenedKind;
 use crate::path_notes::DropNotes;
 use crate::peer::{Context, Peer};
 use crate::queue::QueueBudget;
 use crate::random::Random;
 use crate::session::Identity;
 use crate::time::Now;
+use backlog::Backlog;
 use timers::Timers;
 
 /// The largest inner packet: the length field of IPv4.
@@ -120,6 +122,7 @@ pub struct Engine {
     by_index: HashMap<u32, PeerId>,
     allowed_ips: AllowedIps<PeerId>,
     timers: Timers,
+    backlog: Backlog,
     starts: VecDeque<PeerId>,
     path_queries: VecDeque<PeerId>,
     budget: QueueBudget,
@@ -153,6 +156,7 @@ impl Engine {
             by_index: HashMap::new(),
             allowed_ips: AllowedIps::new(),
             timers: Timers::default(),
+            backlog: Backlog::default(),
             starts: VecDeque::new(),
             path_queries: VecDeque::new(),
             budget: QueueBudget {
@@ -321,45 +325,6 @@ impl Engine {
             return Err(DropReason::WrongSource);
         }
         Ok(header.len)
-    }
-
-    fn handle_handshake(
-        &mut self,
-        now: Now,
-        source: SocketAddr,
-        handshake: &[u8],
-        out: &mut Outbox,
-    ) -> Result<(), DropReason> {
-        let identity = self.identity.as_ref().ok_or(DropReason::NoPrivateKey)?;
-        let mut cookie = [0; COOKIE_REPLY_LEN];
-        let roamed = match identity.admit(source.ip(), handshake, &mut cookie) {
-            Admission::Initiation(key) => {
-                let id = *self.by_key.get(&key).ok_or(DropReason::UnknownPeer)?;
-                self.with_peer(id, now, out, |peer, ctx| {
-                    peer.handle_initiation(ctx, source, handshake)
-                })?
-            }
-            Admission::Response => {
-                let Some(Message::Response { receiver }) = Message::parse(handshake) else {
-                    return Err(DropReason::DatagramMalformed);
-                };
-                let id = self.peer_by_index(receiver)?;
-                let roamed = self.with_peer(id, now, out, |peer, ctx| {
-                    peer.handle_response(ctx, source, handshake, receiver)
-                })?;
-                self.counters.handshakes += 1;
-                roamed
-            }
-            Admission::Cookie => {
-                out.datagrams.room(cookie.len()).copy_from_slice(&cookie);
-                out.datagrams.commit(cookie.len(), source);
-                self.counters.udp_tx_datagrams += 1;
-                return Err(DropReason::UnderLoad);
-            }
-            Admission::Refused(reason) => return Err(reason),
-        };
-        self.note_roamed(roamed);
-        Ok(())
     }
 
     fn handle_cookie_reply(

@@ -60,11 +60,14 @@ impl Engine {
         }
         let peers = self.timers.heap.peek().map(|Reverse((at, _))| *at);
         let starts = self.timers.next_starts.filter(|_| !self.starts.is_empty());
-        peers.into_iter().chain(starts).min()
+        let backlog = self.backlog.deadline();
+        peers.into_iter().chain(starts).chain(backlog).min()
     }
 
-    /// Does what is due: retries, keepalives, expiry, handshakes to begin.
+    /// Does what is due: retries, keepalives, expiry, handshakes to begin, and a few of those that
+    /// were put aside.
     pub fn handle_timers(&mut self, now: Now, out: &mut Outbox) {
+        self.handle_due_backlog(now, out);
         if self.timers.next_starts.is_none_or(|at| now.monotonic >= at) {
             let mut left = STARTS_AT_ONCE;
             while left > 0

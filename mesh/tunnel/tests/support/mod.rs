@@ -86,6 +86,19 @@ impl Side {
         self.take()
     }
 
+    /// Does all that is due now, in as many rounds as it takes.
+    pub fn settle(&mut self, now: Now) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut sent = Vec::new();
+        while self
+            .engine
+            .poll_timeout()
+            .is_some_and(|at| at <= now.monotonic)
+        {
+            sent.extend(self.timers(now));
+        }
+        sent
+    }
+
     pub fn take(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
         self.delivered
             .extend(self.out.packets().map(<[u8]>::to_vec));

@@ -14,6 +14,9 @@ use warren_keyring::PublicKey;
 
 /// Datagrams of one system call.
 const BATCH: usize = 32;
+/// How many batches of forged initiations are made beforehand and sent again and again: the cost of
+/// making them is the attacker's own, and here it would be taken from the attacked.
+const FORGED_BATCHES: usize = 256;
 
 #[derive(Debug, clap::Parser)]
 #[command(about = "Bad WireGuard traffic; prints JSON")]
@@ -47,25 +50,42 @@ fn main() -> anyhow::Result<()> {
         Some(path) => read_recorded(path)?,
         None => Vec::new(),
     };
+    // An attacker has a machine of his own, whatever else this one has to do. Where that is not
+    // allowed the report tells that the rate was not reached.
+    // SAFETY: the call has no memory to do with.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
     let forger = Forger::new(&options.key);
     let mut mutator = Mutator::new(options.seed, recorded);
     let mut random = Random::new(options.seed);
+    let mut forge = || {
+        let mut initiation = [0; INITIATION_LEN];
+        forger.initiation(&mut random, &mut initiation);
+        initiation.to_vec()
+    };
+    let forged: Vec<Vec<Vec<u8>>> = match options.forge {
+        true => (0..FORGED_BATCHES)
+            .map(|_| (0..BATCH).map(|_| forge()).collect())
+            .collect(),
+        false => Vec::new(),
+    };
     let mut batch: Vec<Vec<u8>> = vec![Vec::new(); BATCH];
     let (mut sent, mut answerable, mut failed) = (0u64, 0u64, 0u64);
     let start = Instant::now();
-    while sent < options.count {
-        for datagram in &mut batch {
-            if options.forge {
-                let mut initiation = [0; INITIATION_LEN];
-                forger.initiation(&mut random, &mut initiation);
-                datagram.clear();
-                datagram.extend_from_slice(&initiation);
-            } else {
-                mutator.next(datagram);
-            }
-            answerable += u64::from(forger.may_be_answered(datagram));
+    for round in 0.. {
+        if sent >= options.count {
+            break;
         }
-        failed += send(&socket, options.to, &batch);
+        let batch = if options.forge {
+            answerable += BATCH as u64;
+            &forged[round % FORGED_BATCHES]
+        } else {
+            for datagram in &mut batch {
+                mutator.next(datagram);
+                answerable += u64::from(forger.may_be_answered(datagram));
+            }
+            &batch
+        };
+        failed += send(&socket, options.to, batch);
         sent += BATCH as u64;
         let due = Duration::from_nanos(sent.saturating_mul(1_000_000_000) / options.rate.max(1));
         std::thread::sleep(due.saturating_sub(start.elapsed()));
