@@ -232,8 +232,9 @@ fn an_honest_peer_gets_in_while_cookies_are_asked_for(bench: &mut Bench) -> Resu
         bench.introduce(outer, side)?;
         newcomer.reaches(&victim.inner()[0])?;
         let waited = start.elapsed();
-        // One attempt is answered by a cookie, the next, five seconds later, carries it.
-        ensure!(waited < Duration::from_secs(12), "it took {waited:?}");
+        // One attempt is answered by a cookie, the next, five seconds later, carries it; the flood
+        // and a busy machine may cost it a few, and one that has no use for cookies never gets in.
+        ensure!(waited < Duration::from_secs(27), "it took {waited:?}");
         let cookies = flood.cookies();
         victim.wait("the load to last", |_| Ok(flood.cookies() > cookies))?;
         ensure!(victim.pings(&newcomer.inner()[1])?);
