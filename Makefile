@@ -69,7 +69,7 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 
 # One after another: several of them need both cores.
 ci-steps:
-	for step in lint layers deny doc test demo fuzz test-interop; do $(MAKE) $$step || exit; done
+	for step in lint layers deny doc test demo fuzz test-interop test-hostile; do $(MAKE) $$step || exit; done
 
 clean: ## remove what was built
 	$(CARGO) clean

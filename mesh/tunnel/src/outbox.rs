@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use crate::source::Endpoint;
+
 /// What an arena starts with and shrinks back to: more than one round of 64 packets of 1,500 bytes.
 const ARENA_BYTES: usize = 256 * 1024;
 /// An arena that a burst made larger than this is given back.
@@ -14,7 +16,7 @@ const ARENA_KEPT_BYTES: usize = 4 * ARENA_BYTES;
 /// neighbours to one endpoint can leave as one train. Empty it after each round of input.
 #[derive(Debug)]
 pub struct Outbox {
-    pub(crate) datagrams: Arena<SocketAddr>,
+    pub(crate) datagrams: Arena<Endpoint>,
     pub(crate) packets: Arena<()>,
 }
 
@@ -29,6 +31,12 @@ impl Outbox {
 
     /// Goes through the datagrams and where each goes to.
     pub fn datagrams(&self) -> impl ExactSizeIterator<Item = (SocketAddr, &[u8])> {
+        self.outgoing()
+            .map(|(endpoint, bytes)| (endpoint.address, bytes))
+    }
+
+    /// Goes through the datagrams, where each goes to, and from which address of ours.
+    pub fn outgoing(&self) -> impl ExactSizeIterator<Item = (Endpoint, &[u8])> {
         self.datagrams
             .iter()
             .map(|(endpoint, bytes)| (*endpoint, bytes))
@@ -115,7 +123,7 @@ mod tests {
     #[test]
     fn only_committed_bytes_come_out_in_order() {
         let mut outbox = Outbox::new();
-        let endpoint = SocketAddr::from(([192, 0, 2, 1], 1));
+        let endpoint = Endpoint::from(SocketAddr::from(([192, 0, 2, 1], 1)));
         outbox.datagrams.room(100)[..3].copy_from_slice(b"one");
         outbox.datagrams.commit(3, endpoint);
         outbox.datagrams.room(100).fill(9);

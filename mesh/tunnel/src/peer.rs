@@ -12,6 +12,7 @@ use crate::outcome::{Opened, Sealed};
 use crate::path_notes::DropNotes;
 use crate::queue::{QueueBudget, WaitingQueue};
 use crate::session::{Session, room_for};
+use crate::source::{Endpoint, Source};
 use crate::time::Now;
 
 /// How often an active peer's path is measured again.
@@ -39,6 +40,10 @@ pub(crate) struct Peer {
     /// The endpoint is reached through this very device: what is sent there comes back as a packet
     /// to be sent there, larger each time. So nothing is.
     pub(crate) endpoint_loops: bool,
+    /// The address of ours that its last authentic message came to.
+    pub(crate) source: Option<Source>,
+    /// The way back is by the link that it came by; else the kernel chooses our address.
+    pub(crate) source_good: bool,
     /// Where it was before it roamed.
     endpoint_before: Option<SocketAddr>,
     /// A source that was followed through the device itself, and when that was noticed.
@@ -75,6 +80,8 @@ impl Peer {
             preshared_key: None,
             endpoint: None,
             endpoint_loops: false,
+            source: None,
+            source_good: false,
             endpoint_before: None,
             not_followed: None,
             keepalive_seconds: 0,
@@ -94,6 +101,25 @@ impl Peer {
         }
     }
 
+    /// Where to send to, and from where.
+    #[inline]
+    fn way(&self) -> Option<Endpoint> {
+        Some(Endpoint {
+            address: self.endpoint?,
+            source: self.source.filter(|_| self.source_good),
+        })
+    }
+
+    /// Notes whether the way to the endpoint is by the link that the source came by.
+    pub(crate) fn note_source(&mut self, good: bool) {
+        self.source_good = good;
+    }
+
+    /// Leaves the choice of our address to the kernel, until the peer is heard again.
+    pub(crate) fn forget_source(&mut self) {
+        self.source = None;
+    }
+
     pub(crate) fn keepalive(&self) -> Option<Duration> {
         (self.keepalive_seconds > 0).then(|| Duration::from_secs(self.keepalive_seconds.into()))
     }
@@ -101,10 +127,11 @@ impl Peer {
     /// Sends an inner packet, or keeps it until there is a session.
     #[inline]
     pub(crate) fn send(&mut self, ctx: &mut Context<'_>, packet: &[u8]) {
+        let way = self.way();
         let Some(session) = &mut self.session else {
             return ctx.drops.count(DropReason::NoPrivateKey);
         };
-        let Some(endpoint) = self.endpoint else {
+        let Some(endpoint) = way else {
             return ctx.drops.count(DropReason::NoEndpoint);
         };
         if self.endpoint_loops {
@@ -137,7 +164,7 @@ impl Peer {
 
     /// Sends everything that has waited for a session.
     pub(crate) fn send_waiting(&mut self, ctx: &mut Context<'_>) {
-        let Some(endpoint) = self.endpoint.filter(|_| !self.endpoint_loops) else {
+        let Some(endpoint) = self.way().filter(|_| !self.endpoint_loops) else {
             return;
         };
         let Some(session) = &mut self.session else {
@@ -197,7 +224,7 @@ impl Peer {
     pub(crate) fn handle_initiation(
         &mut self,
         ctx: &mut Context<'_>,
-        source: SocketAddr,
+        source: Endpoint,
         initiation: &[u8],
     ) -> Result<bool, DropReason> {
         let now = ctx.now.monotonic;
@@ -221,7 +248,7 @@ impl Peer {
     pub(crate) fn handle_response(
         &mut self,
         ctx: &mut Context<'_>,
-        source: SocketAddr,
+        source: Endpoint,
         response: &[u8],
         receiver: u32,
     ) -> Result<bool, DropReason> {
@@ -240,7 +267,7 @@ impl Peer {
     pub(crate) fn open(
         &mut self,
         ctx: &mut Context<'_>,
-        source: SocketAddr,
+        source: Endpoint,
         data: &[u8],
         receiver: u32,
     ) -> Result<(Opened, bool), DropReason> {
@@ -276,6 +303,7 @@ impl Peer {
                 "the peer is not followed to an address behind this device"
             );
             self.not_followed = self.endpoint.replace(before).zip(Some(now));
+            self.source = None;
             self.path_asked_at = None;
         } else if !self.endpoint_loops {
             tracing::warn!(
@@ -294,6 +322,8 @@ impl Peer {
     }
 
     pub(crate) fn set_endpoint(&mut self, endpoint: SocketAddr) -> bool {
+        // Also for the endpoint that it has: that is the way to have the choice made anew.
+        self.source = None;
         if self.endpoint == Some(endpoint) {
             return false;
         }
@@ -323,24 +353,37 @@ impl Peer {
 
     /// Books an authenticated message; only those move the endpoint. Tells whether they did.
     #[inline]
-    fn received(&mut self, now: Instant, source: SocketAddr, len: usize) -> bool {
+    fn received(&mut self, now: Instant, from: Endpoint, len: usize) -> bool {
         self.rx_bytes += len as u64;
-        if self.endpoint == Some(source) {
+        if self.endpoint == Some(from.address) {
+            if self.source != from.source {
+                self.set_source(from.source);
+            }
             return false;
         }
         if self.not_followed.is_some_and(|(address, at)| {
-            address == source && now.saturating_duration_since(at) < PATH_QUERY_EVERY
+            address == from.address && now.saturating_duration_since(at) < PATH_QUERY_EVERY
         }) {
             return false;
         }
-        tracing::debug!(peer = %self.public_key, endpoint = %source, "peer roamed");
-        let before = self.endpoint.replace(source);
+        tracing::debug!(peer = %self.public_key, endpoint = %from.address, "peer roamed");
+        let before = self.endpoint.replace(from.address);
         if !self.endpoint_loops && self.endpoint_before.is_none() {
             self.endpoint_before = before;
         }
         self.endpoint_loops = false;
+        self.set_source(from.source);
         self.path_asked_at = None;
         true
+    }
+
+    fn set_source(&mut self, source: Option<Source>) {
+        let link = |source: Option<Source>| source.map(|source| source.link);
+        if link(self.source) != link(source) {
+            self.path_asked_at = None;
+        }
+        self.source = source;
+        self.source_good = true;
     }
 
     fn emit(
@@ -348,7 +391,8 @@ impl Peer {
         ctx: &mut Context<'_>,
         make: impl FnOnce(&mut Session, Instant, &mut [u8]) -> Option<usize>,
     ) {
-        let (Some(endpoint), Some(session)) = (self.endpoint, &mut self.session) else {
+        let way = self.way();
+        let (Some(endpoint), Some(session)) = (way, &mut self.session) else {
             return;
         };
         let room = ctx.out.datagrams.room(room_for(0));

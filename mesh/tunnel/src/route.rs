@@ -1,26 +1,106 @@
-//! Asks the kernel by which link a datagram would leave.
+//! Asks the kernel by which link a datagram would leave, and hears of it when that may have changed.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::sys::socket::{
-    AddressFamily as Family, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+    AddressFamily as Family, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+    send, socket,
 };
 
 /// An answer is one message of a few hundred bytes.
 const ANSWER_BYTES: usize = 8 << 10;
 
-/// Returns the index of the link by which a datagram with this mark leaves for the endpoint; `None`
-/// where no route leads there.
+/// The shortest time between two changes that are acted on: a thousand routes may change at once.
+const CHANGES_EVERY: Duration = Duration::from_secs(1);
+
+/// Tells when addresses or routes of this machine have changed.
+#[derive(Debug)]
+pub(crate) struct RouteWatch {
+    netlink: OwnedFd,
+    acted_at: Option<Instant>,
+    due: Option<Instant>,
+}
+
+impl RouteWatch {
+    /// Opens the watch in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// What the kernel says about the netlink socket.
+    pub(crate) fn open() -> io::Result<Self> {
+        let netlink = socket(
+            Family::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            SockProtocol::NetlinkRoute,
+        )?;
+        let groups = libc::RTMGRP_IPV4_IFADDR
+            | libc::RTMGRP_IPV4_ROUTE
+            | libc::RTMGRP_IPV6_IFADDR
+            | libc::RTMGRP_IPV6_ROUTE;
+        bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups as u32))?;
+        Ok(Self {
+            netlink,
+            acted_at: None,
+            due: None,
+        })
+    }
+
+    /// Takes what the kernel has told; how it reads does not matter, nor that some was lost.
+    pub(crate) fn handle_readable(&mut self, now: Instant) {
+        let mut message = [0; 1024];
+        loop {
+            match recv(self.as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT) {
+                Ok(_) | Err(nix::Error::ENOBUFS) => {
+                    let next = self.acted_at.map_or(now, |at| at + CHANGES_EVERY);
+                    self.due.get_or_insert(next.max(now));
+                }
+                Err(nix::Error::EINTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// When the changes are to be acted on.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Tells, once, that changes are to be acted on now.
+    pub(crate) fn take_due(&mut self, now: Instant) -> bool {
+        let due = self.due.is_some_and(|at| at <= now);
+        if due {
+            self.due = None;
+            self.acted_at = Some(now);
+        }
+        due
+    }
+}
+
+impl AsRawFd for RouteWatch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.netlink.as_raw_fd()
+    }
+}
+
+/// Returns the index of the link by which a datagram with this mark leaves for the endpoint, from
+/// that address of ours if one is given; `None` where no route leads there, or the address is not
+/// ours.
 ///
 /// # Errors
 /// What the kernel says about the netlink socket.
-pub(crate) fn outgoing_link(endpoint: SocketAddr, mark: u32) -> io::Result<Option<u32>> {
-    let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question(endpoint, mark)));
+pub(crate) fn outgoing_link(
+    endpoint: SocketAddr,
+    source: Option<IpAddr>,
+    mark: u32,
+) -> io::Result<Option<u32>> {
+    let question = question(endpoint, source, mark);
+    let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question));
     message.header.flags = NLM_F_REQUEST;
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -51,7 +131,7 @@ pub(crate) fn outgoing_link(endpoint: SocketAddr, mark: u32) -> io::Result<Optio
     })
 }
 
-fn question(endpoint: SocketAddr, mark: u32) -> RouteMessage {
+fn question(endpoint: SocketAddr, source: Option<IpAddr>, mark: u32) -> RouteMessage {
     let mut question = RouteMessage::default();
     let (family, bits) = match endpoint.ip() {
         IpAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -62,6 +142,12 @@ fn question(endpoint: SocketAddr, mark: u32) -> RouteMessage {
     question
         .attributes
         .push(RouteAttribute::Destination(endpoint.ip().into()));
+    if let Some(source) = source {
+        question.header.source_prefix_length = bits;
+        question
+            .attributes
+            .push(RouteAttribute::Source(source.into()));
+    }
     if mark != 0 {
         question.attributes.push(RouteAttribute::Mark(mark));
     }
@@ -83,7 +169,7 @@ mod tests {
     fn loopback_is_reached_by_lo_in_both_families() {
         let lo = nix::net::if_::if_nametoindex("lo").unwrap();
         for endpoint in ["127.0.0.1:7", "[::1]:7"] {
-            let found = outgoing_link(endpoint.parse().unwrap(), 0).unwrap();
+            let found = outgoing_link(endpoint.parse().unwrap(), None, 0).unwrap();
             assert_eq!(found, Some(lo), "{endpoint}");
         }
     }

@@ -23,8 +23,9 @@ use warren_keyring::PublicKey;
 use crate::control::{Command, Control};
 use crate::engine::{ApplyError, Counters, Engine, MAX_PACKET};
 use crate::outbox::Outbox;
-use crate::route::outgoing_link;
+use crate::route::{RouteWatch, outgoing_link};
 use crate::share::Share;
+use crate::source::Source;
 use crate::time::Now;
 use crate::tun::{Tun, TunError};
 use crate::udp::{BATCH, Lane, ReceiveArena, Udp, UdpBook, UdpCounters, UdpError, path_mtu, send};
@@ -103,6 +104,7 @@ pub struct Shard {
     interface: String,
     tun: Option<Tun>,
     reopen_at: Option<Instant>,
+    routes: Option<RouteWatch>,
     remake_tun: bool,
     udp: Udp,
     engine: Engine,
@@ -128,7 +130,8 @@ pub struct Shard {
 /// `UDP`.
 const TUN: u64 = 0;
 const CONTROL: u64 = 1;
-const UDP: u64 = 2;
+const ROUTES: u64 = 2;
+const UDP: u64 = 3;
 const HANDSHAKES: u64 = u64::MAX;
 /// The most handshakes that are taken from one socket before it is another one's turn.
 const HANDSHAKE_BATCH: usize = 32;
@@ -149,12 +152,20 @@ impl Shard {
         let handshakes = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         watch(&epoll, &handshakes.0, HANDSHAKES)?;
         watch_sockets(&epoll, &handshakes, &parts.udp)?;
+        // Without it, routes are looked at every ten seconds of a peer's traffic.
+        let routes = RouteWatch::open()
+            .inspect_err(|error| tracing::warn!(%error, "cannot watch the routes"))
+            .ok();
+        if let Some(routes) = &routes {
+            watch(&epoll, routes, ROUTES)?;
+        }
         let mut engine = parts.engine;
         engine.set_listen(parts.udp.port(), parts.udp.mark());
         Ok(Self {
             interface: parts.interface,
             tun: Some(parts.tun),
             reopen_at: None,
+            routes,
             remake_tun: parts.remake_tun,
             udp: parts.udp,
             engine,
@@ -204,6 +215,11 @@ impl Shard {
                         }
                     }
                     HANDSHAKES => {}
+                    ROUTES => {
+                        if let Some(routes) = &mut self.routes {
+                            routes.handle_readable(now.monotonic);
+                        }
+                    }
                     socket => self.receive(now, (socket - UDP) as usize),
                 }
             }
@@ -328,6 +344,9 @@ impl Shard {
 
     fn flush(&mut self) {
         send(&self.udp, &self.out, &mut self.udp_book);
+        for endpoint in self.udp_book.refused_sources.drain(..) {
+            self.engine.handle_source_refused(endpoint);
+        }
         for packet in self.out.packets() {
             let written = match &mut self.tun {
                 Some(tun) => tun.write(packet),
@@ -347,7 +366,16 @@ impl Shard {
             self.engine.handle_timers(now, &mut self.out);
             self.flush();
         }
+        if let Some(routes) = &mut self.routes
+            && routes.take_due(now.monotonic)
+        {
+            self.engine.handle_routes_changed();
+        }
         while let Some(query) = self.engine.poll_path_query() {
+            if let Some(source) = query.source {
+                let good = self.is_way_by(query.endpoint, source);
+                self.engine.handle_path_source(query, good);
+            }
             if self.is_way_through_tun(query.endpoint) {
                 self.engine.handle_path_loop(now, query);
             } else if let Ok(path_mtu_bytes) = path_mtu(query.endpoint, self.udp.mark()) {
@@ -365,8 +393,20 @@ impl Shard {
     /// Whether what is sent to the endpoint would come back to us as a packet to be sent.
     fn is_way_through_tun(&self, endpoint: SocketAddr) -> bool {
         let tun = self.tun.as_ref().and_then(|tun| tun.index().ok());
-        let way = outgoing_link(endpoint, self.udp.mark()).ok().flatten();
+        let way = outgoing_link(endpoint, None, self.udp.mark())
+            .ok()
+            .flatten();
         tun.is_some() && tun == way
+    }
+
+    /// Whether the way back to a peer, from the address of ours that it speaks to, is by the link
+    /// that its datagrams come by. As in the kernel's WireGuard, only IPv4 is asked for it.
+    fn is_way_by(&self, endpoint: SocketAddr, source: Source) -> bool {
+        if endpoint.is_ipv6() {
+            return true;
+        }
+        let way = outgoing_link(endpoint, Some(source.address), self.udp.mark());
+        matches!(way, Ok(Some(link)) if link == source.link)
     }
 
     /// Carries out what other threads have asked for; tells whether to stop.
@@ -478,6 +518,7 @@ impl Shard {
             .into_iter()
             .chain(self.reopen_at)
             .chain(self.share.deadline())
+            .chain(self.routes.as_ref().and_then(RouteWatch::due))
             .min();
         let Some(due) = due else {
             return EpollTimeout::NONE;

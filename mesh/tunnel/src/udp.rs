@@ -16,6 +16,7 @@ use warren_core::peer_path::SendFailure;
 
 use crate::outbox::Outbox;
 use crate::send_failures::{SendFailures, cause_of};
+use crate::source::{Control, Endpoint, Source, ask_for_sources};
 use crate::sys::{check, int_option, set_int_option, wait_writable};
 
 /// The datagrams of one system call.
@@ -62,6 +63,8 @@ pub struct UdpBook {
     pub counters: UdpCounters,
     /// The endpoints that the kernel takes no datagrams for.
     pub failures: SendFailures,
+    /// Those that it takes none for from the address that was asked for, since the last look.
+    pub(crate) refused_sources: Vec<SocketAddr>,
 }
 
 /// What the sockets have counted.
@@ -340,6 +343,7 @@ fn open(domain: Domain, receive_bytes: libc::c_int) -> io::Result<Socket> {
         Type::DGRAM.nonblocking().cloexec(),
         Some(Protocol::UDP),
     )?;
+    ask_for_sources(&socket, domain == Domain::IPV6)?;
     if domain == Domain::IPV6 {
         socket.set_only_v6(true)?;
         set_int_option(
@@ -419,6 +423,8 @@ pub fn path_mtu(endpoint: SocketAddr, mark: u32) -> io::Result<u32> {
 pub(crate) struct ReceiveArena {
     bytes: Vec<u8>,
     addresses: Vec<SockAddrStorage>,
+    controls: Vec<Control>,
+    sources: Vec<Option<Source>>,
     lengths: Vec<usize>,
 }
 
@@ -427,6 +433,8 @@ impl ReceiveArena {
         Self {
             bytes: vec![0; BATCH * SLOT_BYTES],
             addresses: (0..BATCH).map(|_| SockAddrStorage::zeroed()).collect(),
+            controls: vec![Control::EMPTY; BATCH],
+            sources: vec![None; BATCH],
             lengths: vec![0; BATCH],
         }
     }
@@ -438,12 +446,14 @@ impl ReceiveArena {
         // SAFETY: as above.
         let mut vectors: [libc::iovec; BATCH] = unsafe { mem::zeroed() };
         let slots = self.bytes.chunks_exact_mut(SLOT_BYTES);
-        for (((message, vector), slot), address) in messages
+        for ((((message, vector), slot), address), control) in messages
             .iter_mut()
             .zip(&mut vectors)
             .zip(slots)
             .zip(&mut self.addresses)
+            .zip(&mut self.controls)
         {
+            control.attach(&mut message.msg_hdr, true);
             vector.iov_base = slot.as_mut_ptr().cast();
             vector.iov_len = slot.len();
             message.msg_hdr.msg_iov = vector;
@@ -451,8 +461,8 @@ impl ReceiveArena {
             message.msg_hdr.msg_namelen = address.size_of();
             message.msg_hdr.msg_name = std::ptr::from_mut(address).cast();
         }
-        // SAFETY: each header points to one vector of one slot and to one address, all of which
-        // outlive the call and do not overlap.
+        // SAFETY: each header points to one vector of one slot, one address and one room for control
+        // messages, all of which outlive the call and do not overlap.
         let received = check(unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -462,18 +472,23 @@ impl ReceiveArena {
                 std::ptr::null_mut(),
             )
         })? as usize;
-        for (length, message) in self.lengths.iter_mut().zip(&messages[..received]) {
-            *length = message.msg_len as usize;
+        for (n, message) in messages[..received].iter().enumerate() {
+            self.lengths[n] = message.msg_len as usize;
+            self.sources[n] = Control::source(&message.msg_hdr);
         }
         Ok(received)
     }
 
-    /// Returns a received datagram, and where it came from.
+    /// Returns a received datagram, where it came from, and to which address of ours.
     #[inline]
-    pub(crate) fn datagram(&self, n: usize) -> Option<(SocketAddr, &[u8])> {
+    pub(crate) fn datagram(&self, n: usize) -> Option<(Endpoint, &[u8])> {
         let start = n * SLOT_BYTES;
         let datagram = &self.bytes[start..start + self.lengths[n]];
-        Some((socket_address(&self.addresses[n])?, datagram))
+        let endpoint = Endpoint {
+            address: socket_address(&self.addresses[n])?,
+            source: self.sources[n],
+        };
+        Some((endpoint, datagram))
     }
 }
 
@@ -508,12 +523,16 @@ fn socket_address(storage: &SockAddrStorage) -> Option<SocketAddr> {
 /// Sends what is in the outbox for the network; what cannot be sent is counted and passed over.
 pub(crate) fn send(udp: &Udp, out: &Outbox, book: &mut UdpBook) {
     let mut batch = SendBatch::default();
-    for (endpoint, datagram) in out.datagrams() {
-        let socket = if endpoint.is_ipv4() { &udp.v4 } else { &udp.v6 };
+    for (endpoint, datagram) in out.outgoing() {
+        let socket = if endpoint.address.is_ipv4() {
+            &udp.v4
+        } else {
+            &udp.v6
+        };
         let Some(Lanes { data: socket, .. }) = socket else {
             book.counters.send_errors += 1;
             book.counters.send_unreachable += 1;
-            book.failures.note(endpoint, SendFailure::NoFamily);
+            book.failures.note(endpoint.address, SendFailure::NoFamily);
             continue;
         };
         let descriptor = socket.as_raw_fd();
@@ -524,9 +543,9 @@ pub(crate) fn send(udp: &Udp, out: &Outbox, book: &mut UdpBook) {
         let same = batch.items.last().map_or(0, |(_, n)| *n);
         // Neighbours mostly go to one endpoint: its address is converted once.
         match batch.addresses.last() {
-            Some((last, _)) if *last == endpoint => batch.items.push((datagram, same)),
+            Some(last) if last.endpoint == endpoint => batch.items.push((datagram, same)),
             _ => {
-                batch.addresses.push((endpoint, endpoint.into()));
+                batch.addresses.push(Address::new(endpoint));
                 batch.items.push((datagram, batch.addresses.len() - 1));
             }
         }
@@ -534,10 +553,27 @@ pub(crate) fn send(udp: &Udp, out: &Outbox, book: &mut UdpBook) {
     batch.flush(book);
 }
 
+/// An endpoint in the kernel's forms.
+struct Address {
+    endpoint: Endpoint,
+    to: SockAddr,
+    from: Control,
+}
+
+impl Address {
+    fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            to: endpoint.address.into(),
+            from: endpoint.source.map_or(Control::EMPTY, Control::from_source),
+        }
+    }
+}
+
 #[derive(Default)]
 struct SendBatch<'a> {
     descriptor: RawFd,
-    addresses: Vec<(SocketAddr, SockAddr)>,
+    addresses: Vec<Address>,
     items: Vec<(&'a [u8], usize)>,
 }
 
@@ -551,20 +587,21 @@ impl SendBatch<'_> {
         for ((message, vector), (datagram, address)) in
             messages.iter_mut().zip(&mut vectors).zip(&self.items)
         {
-            let address = &self.addresses[*address].1;
+            let address = &mut self.addresses[*address];
             vector.iov_base = datagram.as_ptr().cast_mut().cast();
             vector.iov_len = datagram.len();
             message.msg_hdr.msg_iov = vector;
             message.msg_hdr.msg_iovlen = 1;
-            message.msg_hdr.msg_name = address.as_ptr().cast_mut().cast();
-            message.msg_hdr.msg_namelen = address.len();
+            message.msg_hdr.msg_name = address.to.as_ptr().cast_mut().cast();
+            message.msg_hdr.msg_namelen = address.to.len();
+            address.from.attach(&mut message.msg_hdr, false);
         }
         let mut sent = 0;
         let mut waited = false;
         while sent < count {
             let rest = &mut messages[sent..count];
-            // SAFETY: each header points to one vector of a datagram and to one address, all of
-            // which outlive the call; sendmmsg only reads them.
+            // SAFETY: each header points to one vector of a datagram, to one address and perhaps to
+            // one control message, all of which outlive the call; sendmmsg only reads them.
             let result = check(unsafe {
                 libc::sendmmsg(
                     self.descriptor,
@@ -578,7 +615,8 @@ impl SendBatch<'_> {
                     let done = sent..sent + now as usize;
                     if !book.failures.is_empty() {
                         for (_, address) in &self.items[done.clone()] {
-                            book.failures.note_sent(&self.addresses[*address].0);
+                            book.failures
+                                .note_sent(&self.addresses[*address].endpoint.address);
                         }
                     }
                     sent = done.end;
@@ -589,11 +627,26 @@ impl SendBatch<'_> {
                         waited = true;
                         wait_writable(self.descriptor, WAIT_WRITABLE_MS);
                     }
+                    Some(libc::EINVAL | libc::ENETUNREACH | libc::EHOSTUNREACH)
+                        if rest[0].msg_hdr.msg_controllen != 0 =>
+                    {
+                        // Perhaps the address is ours no more: the kernel's choice is as good.
+                        let refused = self.items[sent].1;
+                        for (message, item) in
+                            messages[sent..count].iter_mut().zip(&self.items[sent..])
+                        {
+                            if item.1 == refused {
+                                message.msg_hdr.msg_controllen = 0;
+                            }
+                        }
+                        let endpoint = self.addresses[refused].endpoint.address;
+                        book.refused_sources.push(endpoint);
+                    }
                     code => {
                         // Of the first of the rest; the others are tried.
                         book.counters.count_send_error(code);
                         if let Some(cause) = cause_of(code) {
-                            let endpoint = self.addresses[self.items[sent].1].0;
+                            let endpoint = self.addresses[self.items[sent].1].endpoint.address;
                             book.failures.note(endpoint, cause);
                         }
                         sent += 1;

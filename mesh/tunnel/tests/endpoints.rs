@@ -1,8 +1,10 @@
-//! Where peers are: link-local addresses, and addresses that lie behind the device itself.
+//! Where peers are: link-local addresses, and addresses that lie behind the device itself; and from
+//! which of our addresses they are answered.
 //!
 //! ```text
 //!   node1 wg0 10.1.0.1               node2 wg0 10.2.0.1
-//!   eth0 192.0.2.1, fe80::1 -------- eth0 192.0.2.2, fe80::2
+//!   eth0 192.0.2.1, 2001:db8::1 ---- eth0 192.0.2.2, 2001:db8::2     (and fe80::1, fe80::2)
+//!   eth1 198.51.100.1 -------------- eth1 198.51.100.2               (in the last test)
 //! ```
 
 #![allow(clippy::unwrap_used)] // helpers of tests
@@ -90,6 +92,7 @@ fn pair(name: &str) -> Result<(Lab, Node, Node, Link)> {
     for (n, node) in [(1, &node1), (2, &node2)] {
         node.host.sh(&format!(
             "ip address add fe80::{n}/64 dev eth0 nodad
+             ip address add 2001:db8::{n}/64 dev eth0 nodad
              sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0"
         ))?;
     }
@@ -206,5 +209,81 @@ fn a_peer_is_not_followed_to_an_address_behind_the_device() -> Result<()> {
         node2.pings("10.1.0.1");
         node1.endpoint() == "192.0.2.2:51821"
     })?;
+    Ok(())
+}
+
+#[test]
+fn a_peer_is_answered_from_the_address_that_it_asked() -> Result<()> {
+    require!();
+    let (_lab, node1, node2, _link) = pair("asked")?;
+    node1.host.sh("ip address add 192.0.2.50/24 dev eth0
+         ip address add 2001:db8::50/64 dev eth0 nodad")?;
+    for (asked, first) in [
+        ("192.0.2.50:51820", "192.0.2.1:51820"),
+        ("[2001:db8::50]:51820", "[2001:db8::1]:51820"),
+    ] {
+        node2.set_endpoint(1, asked);
+        poll_until(PATIENCE, "a ping", || node2.pings("10.1.0.1"))?;
+        assert!(node1.pings("10.2.0.1"));
+        assert_eq!(node2.endpoint(), asked);
+        // Routes come and go with pods: that is no reason to answer from elsewhere.
+        node1
+            .host
+            .sh("ip route add 10.77.0.0/24 dev eth0; ip route del 10.77.0.0/24 dev eth0")?;
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(node1.pings("10.2.0.1"));
+        assert_eq!(node2.endpoint(), asked);
+        // Nobody is left without an answer when the address goes.
+        let address = asked.trim_start_matches('[');
+        let address = address.trim_end_matches(":51820").trim_end_matches(']');
+        node1.host.sh(&format!(
+            "ip address del {address}/$(case {address} in *:*) echo 64;; *) echo 24;; esac) dev eth0"
+        ))?;
+        assert!(
+            node1.pings("10.2.0.1"),
+            "the first packet after {asked} went"
+        );
+        let now = node2.endpoint();
+        if asked.starts_with('[') {
+            // Which of several IPv6 addresses it is, is the kernel's choice.
+            assert_ne!(now, asked);
+        } else {
+            assert_eq!(now, first);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_changed_preferred_route_is_followed() -> Result<()> {
+    require!();
+    let (lab, node1, node2, _link) = pair("preferred")?;
+    let _second = lab.connect(
+        node1.host.end("eth1").addr("198.51.100.1/24"),
+        node2.host.end("eth1").addr("198.51.100.2/24"),
+    )?;
+    for node in [&node1, &node2] {
+        node.host.sh("sysctl -qw net.ipv4.conf.eth1.rp_filter=0")?;
+    }
+    // node2 has one address that both ways lead to, and speaks to node1 by the first.
+    node2.host.sh("ip address add 203.0.113.2/32 dev lo
+         ip route replace 192.0.2.0/24 dev eth0 src 203.0.113.2
+         ip route replace 198.51.100.0/24 dev eth1 src 203.0.113.2")?;
+    node1
+        .host
+        .sh("ip route add 203.0.113.2/32 via 192.0.2.2 dev eth0")?;
+    node2.set_endpoint(1, "192.0.2.1:51820");
+    poll_until(PATIENCE, "a ping", || node2.pings("10.1.0.1"))?;
+    assert_eq!(node1.endpoint(), "203.0.113.2:51820");
+    assert_eq!(node2.endpoint(), "192.0.2.1:51820");
+    node1
+        .host
+        .sh("ip route replace 203.0.113.2/32 via 198.51.100.2 dev eth1")?;
+    poll_until(PATIENCE, "packets from the other way's address", || {
+        node1.pings("10.2.0.1");
+        node2.endpoint() == "198.51.100.1:51820"
+    })?;
+    assert!(node2.pings("10.1.0.1"));
+    assert_eq!(node2.endpoint(), "198.51.100.1:51820");
     Ok(())
 }

@@ -2,7 +2,6 @@
 //! a burst of them, honest or not, never holds up the data for longer than that takes.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::Engine;
@@ -10,6 +9,7 @@ use crate::drops::DropReason;
 use crate::gate::{Class, Verdict};
 use crate::message::{COOKIE_REPLY_LEN, Message};
 use crate::outbox::Outbox;
+use crate::source::Endpoint;
 use crate::time::Now;
 
 /// How many key exchanges are done at once: one takes a responder 135 us.
@@ -19,7 +19,7 @@ const MAX_WAITING: usize = 4096;
 
 #[derive(Debug)]
 struct Handshake {
-    source: SocketAddr,
+    source: Endpoint,
     bytes: Box<[u8]>,
 }
 
@@ -57,7 +57,7 @@ impl Backlog {
         &mut self,
         now: Instant,
         class: Class,
-        source: SocketAddr,
+        source: Endpoint,
         handshake: &[u8],
     ) -> Result<(), DropReason> {
         let queue = match class {
@@ -100,7 +100,7 @@ impl Engine {
     pub(super) fn handle_handshake(
         &mut self,
         now: Now,
-        source: SocketAddr,
+        source: Endpoint,
         handshake: &[u8],
         out: &mut Outbox,
     ) -> Result<(), DropReason> {
@@ -110,7 +110,13 @@ impl Engine {
         };
         let identity = self.identity.as_mut().ok_or(DropReason::NoPrivateKey)?;
         let mut cookie = [0; COOKIE_REPLY_LEN];
-        let verdict = identity.judge(now.monotonic, source.ip(), handshake, awaited, &mut cookie);
+        let verdict = identity.judge(
+            now.monotonic,
+            source.address.ip(),
+            handshake,
+            awaited,
+            &mut cookie,
+        );
         if identity.gate.asks_who_is_known() {
             let peers = self.peers.iter().flatten();
             let addresses = peers.filter_map(|peer| Some(peer.endpoint?.ip()));
@@ -160,7 +166,7 @@ impl Engine {
     fn complete_handshake(
         &mut self,
         now: Now,
-        source: SocketAddr,
+        source: Endpoint,
         handshake: &[u8],
         out: &mut Outbox,
     ) -> Result<(), DropReason> {

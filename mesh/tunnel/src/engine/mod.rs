@@ -27,6 +27,7 @@ use crate::peer::{Context, Peer};
 use crate::queue::QueueBudget;
 use crate::random::Random;
 use crate::session::Identity;
+use crate::source::{Endpoint, Source};
 use crate::time::Now;
 use backlog::Backlog;
 use timers::Timers;
@@ -100,6 +101,8 @@ pub struct PathQuery {
     peer: PeerId,
     /// Where to.
     pub endpoint: SocketAddr,
+    /// The address of ours that the peer speaks to, and the link that its datagrams come by.
+    pub source: Option<Source>,
 }
 
 /// A WireGuard device without I/O.
@@ -190,10 +193,11 @@ impl Engine {
     pub fn handle_datagram(
         &mut self,
         now: Now,
-        source: SocketAddr,
+        source: impl Into<Endpoint>,
         datagram: &[u8],
         out: &mut Outbox,
     ) {
+        let source = source.into();
         self.counters.udp_rx_datagrams += 1;
         let result = match Message::parse(datagram) {
             Some(Message::Data { receiver }) => {
@@ -250,7 +254,11 @@ impl Engine {
             if let Some(Some(peer)) = self.peers.get(id.0 as usize)
                 && let Some(endpoint) = peer.endpoint
             {
-                return Some(PathQuery { peer: id, endpoint });
+                return Some(PathQuery {
+                    peer: id,
+                    endpoint,
+                    source: peer.source,
+                });
             }
         }
         None
@@ -264,6 +272,37 @@ impl Engine {
             let inner = warren_core::mtu::inner_mtu(path_mtu_bytes, query.endpoint.ip());
             peer.inner_mtu = inner as usize;
             peer.note_endpoint_good();
+        }
+    }
+
+    /// Takes whether the way to the endpoint is by the link that the query's source came by. If so,
+    /// the peer is answered from the address that it speaks to.
+    pub fn handle_path_source(&mut self, query: PathQuery, good: bool) {
+        if let Some(Some(peer)) = self.peers.get_mut(query.peer.0 as usize)
+            && peer.source == query.source
+        {
+            peer.note_source(good);
+        }
+    }
+
+    /// Takes that the kernel refuses to send to this endpoint from the address of ours that its
+    /// peer speaks to.
+    pub fn handle_source_refused(&mut self, endpoint: SocketAddr) {
+        for peer in self.peers.iter_mut().flatten() {
+            if peer.endpoint == Some(endpoint) {
+                peer.forget_source();
+            }
+        }
+    }
+
+    /// Asks anew for the ways to all peers that are answered from an address of their choice, or
+    /// whose endpoint was behind this device: our addresses or routes have changed.
+    pub fn handle_routes_changed(&mut self) {
+        for id in self.by_key.values() {
+            let peer = self.peers[id.0 as usize].as_ref();
+            if peer.is_some_and(|peer| peer.source.is_some() || peer.endpoint_loops) {
+                self.path_queries.push_back(*id);
+            }
         }
     }
 
@@ -281,7 +320,7 @@ impl Engine {
     fn handle_data(
         &mut self,
         now: Now,
-        source: SocketAddr,
+        source: Endpoint,
         data: &[u8],
         receiver: u32,
         out: &mut Outbox,
