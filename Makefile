@@ -51,9 +51,10 @@ soak: deps ## all long forms: a minute of 200 registry changes a second, 5 minut
 	$(MAKE) test-hostile LONG=1
 	$(MAKE) fuzz SECONDS=$(or $(SECONDS),600)
 
-lint: ## formatting and clippy, warnings refused
+lint: ## formatting, clippy with warnings refused, and the fuzz targets' own Cargo.lock
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) metadata --locked --manifest-path tests/fuzz/Cargo.toml --format-version 1 >/dev/null
 
 doc: ## build the crates' documentation, warnings refused
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items

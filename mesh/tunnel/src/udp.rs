@@ -4,7 +4,7 @@
 //! them, by the first byte of the datagram, and all else into one of the others, by a hash of its
 //! source (SO_REUSEPORT with a filter program). So a flood of handshakes never takes the room of data,
 //! and one from a single source only that of a part of the other sources' handshakes; which part
-//! changes with [`Udp::reshuffle`]. Where the kernel refuses that, everything comes to one socket.
+//! changes with `Udp::reshuffle`. Where the kernel refuses that, everything comes to one socket.
 
 use std::io;
 use std::mem;
