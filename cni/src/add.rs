@@ -24,6 +24,7 @@ pub(crate) fn add(conf: &NetConf, request: &PodRequest) -> Result<Value, Error> 
     let node = protect::load_node(&conf.state_dir)?;
     let mut host = SyncNetlink::open().map_err(AttachError::from)?;
     protect::check(&mut host, &node)?;
+    protect::check_masquerade(pod_conf.masquerade)?;
     // All that can be refused is refused before an address is taken.
     let pod = Pod::open(&request.netns)?;
     let ipam = Ipam::open(&conf.state_dir, &conf.name)?;

@@ -126,6 +126,7 @@ pub(crate) async fn check(conf: &NetConf, request: &PodRequest) -> Result<(), Er
         return Err(Error::Check(damages));
     }
     protect::check(&mut SyncNetlink::open().map_err(AttachError::from)?, &node)?;
+    protect::check_masquerade(pod_conf.masquerade)?;
     Ok(())
 }
 

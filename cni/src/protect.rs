@@ -17,6 +17,8 @@ use warren_netlink::{NetlinkError, Route, RouteKind, SyncNetlink, protection};
 const INGRESS_CHAIN: &str = "ingress";
 const EGRESS_CHAIN: &str = "egress";
 const POD_TO_NODE_CHAIN: &str = "pod-to-node";
+/// The chain that masquerades.
+const SOURCE_NAT_CHAIN: &str = "source-nat";
 /// How the comments of the rules of the egress chain go on after the prefix.
 const EGRESS_COMMENT: &str = "egress-";
 /// Likewise those of the chain for pods' packets to node addresses.
@@ -54,6 +56,18 @@ pub enum ProtectError {
     /// Pods would get addresses that neither filter nor routes cover.
     #[error("node not protected: its podCIDR {0} is inside none of the cluster's pod ranges")]
     Outside(IpNet),
+    /// The configuration asks for masquerade, which the agent does not do. CNI error code 7.
+    #[error(
+        "network configuration has masquerade = true: must be false or be left out where the \
+         agent's own setting masquerade is false, as on this node"
+    )]
+    NoMasquerade,
+    /// The agent's rules would masquerade a pod that must not be.
+    #[error(
+        "node not ready: its rules masquerade all pods, and the configuration has masquerade = \
+         false; update warren-agent"
+    )]
+    NoExemption,
     /// The kernel could not be asked. CNI error code 100.
     #[error("cannot tell whether the node is protected: {0}")]
     Kernel(#[from] NetlinkError),
@@ -98,6 +112,25 @@ pub fn check(netlink: &mut SyncNetlink, node: &NodeFile) -> Result<(), ProtectEr
         return Err(ProtectError::Routes(missing));
     }
     Ok(())
+}
+
+/// Checks that the node's rules do what the configuration says of masquerade.
+///
+/// # Errors
+/// [`ProtectError::NoMasquerade`], [`ProtectError::NoExemption`], [`ProtectError::Kernel`].
+pub fn check_masquerade(wanted: Option<bool>) -> Result<(), ProtectError> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let comments = protection::rule_comments("inet", NFT_TABLE)?.ok_or(ProtectError::NoTable)?;
+    let rules = comments.get(SOURCE_NAT_CHAIN);
+    let has = |comment: &str| rules.is_some_and(|rules| rules.iter().any(|rule| rule == comment));
+    let masquerades = has(rule_comment::MASQUERADE_V4) || has(rule_comment::MASQUERADE_V6);
+    match wanted {
+        true if !masquerades => Err(ProtectError::NoMasquerade),
+        false if masquerades && !has(rule_comment::NAT_UNMASQUERADED) => {
+            Err(ProtectError::NoExemption)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The required rules that a listing (comments by chain) lacks.

@@ -74,6 +74,9 @@ pub(crate) async fn status(conf: &NetConf) -> Result<(), Error> {
             Ok(()) => protected = true,
             Err(error) => reasons.push(error.into()),
         }
+        if protected && let Err(error) = protect::check_masquerade(pod_conf.masquerade) {
+            reasons.push(error.into());
+        }
         let ranges = ranges(&pod_conf, node)?;
         let ipam = Ipam::open(&conf.state_dir, &conf.name);
         if let Err(error) = ipam.and_then(|ipam| ipam.check_free(&ranges)) {

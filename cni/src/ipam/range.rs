@@ -41,6 +41,17 @@ pub enum RangeError {
         /// The subnet.
         subnet: IpNet,
     },
+    /// A range of the configuration is not this node's: nobody would send its packets here.
+    #[error(
+        "network configuration has a range of subnet = {subnet}: must lie inside a podCIDR of this \
+         node, {}", pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+    )]
+    Foreign {
+        /// The range's subnet.
+        subnet: IpNet,
+        /// What the node has.
+        pod_cidrs: Vec<IpNet>,
+    },
     /// Two ranges share addresses.
     #[error("ranges {first} and {second} share addresses")]
     Overlap {
@@ -215,6 +226,16 @@ pub fn ranges(conf: &PodConf, node: &NodeFile) -> Result<Vec<AddressRange>, Rang
     }
     let mut all = Vec::new();
     for range in &conf.ranges {
+        if !node
+            .pod_cidrs
+            .iter()
+            .any(|cidr| cidr.contains(&range.subnet))
+        {
+            return Err(RangeError::Foreign {
+                subnet: range.subnet,
+                pod_cidrs: node.pod_cidrs.iter().copied().collect(),
+            });
+        }
         let gateway = range.gateway.map(IpNet::from);
         let gateway = gateway.filter(|gateway| range.subnet.contains(gateway));
         let mut narrowed = AddressRange::of(range.subnet).within(range.first, range.last)?;
