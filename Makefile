@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build-deps build test demo test-interop test-hostile fuzz soak lint doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build test demo test-cni test-interop test-hostile fuzz soak lint doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,11 +21,16 @@ build: build-deps ## build the programs (target/release/warren*)
 
 test: deps ## run all tests that this machine allows, naming each skip
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --workspace --exclude warren-interop --exclude warren-hostile
+	$(CARGO) test --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite
 
 demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
 	target/release/warren-demo $(if $(KEEP),--keep)
+
+test-cni: deps ## the plugin by the CNI specification, in chains, by cnitool, under containerd
+	tests/cni/prepare
+	$(CARGO) build --workspace --bins
+	$(CARGO) test -p warren-cni-suite
 
 test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a virtual machine among them
 	tests/interop/prepare
@@ -70,7 +75,7 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 
 # One after another: several of them need both cores.
 ci-steps:
-	for step in lint layers deny doc test demo fuzz test-interop test-hostile; do $(MAKE) $$step || exit; done
+	for step in lint layers deny doc test test-cni demo fuzz test-interop test-hostile; do $(MAKE) $$step || exit; done
 
 clean: ## remove what was built
 	$(CARGO) clean
