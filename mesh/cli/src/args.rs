@@ -23,6 +23,9 @@ pub enum Command {
     /// Print how this node and its peers are
     #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
+    /// Check this node as an operator would, and say what to do
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorArgs),
 }
 
 const SHOW_HELP: &str = "\
@@ -44,6 +47,12 @@ Exit code: 0 all well; 1 trouble: not protected, the tunnel, the registry or the
 answer, the nodes are not all known yet, or something could not be done; 2 nothing at all could be
 read, or wrong usage.
 Nodes that are refused, or idle, are no trouble of this node.";
+
+const DOCTOR_HELP: &str = "\
+Works with the daemons dead too. Changes nothing; sends a few pings through the tunnel to each peer, and
+one datagram to its endpoint to learn the path's MTU (--no-probe sends nothing). Run it as root.
+
+Exit code: 0 no error found (there may be warnings), 1 at least one error, 2 wrong usage.";
 
 /// Arguments of `warren show`.
 #[derive(Debug, Args)]
@@ -70,6 +79,50 @@ pub struct StatusArgs {
     /// Where the sockets are.
     #[command(flatten)]
     pub directories: Directories,
+}
+
+/// Arguments of `warren doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Print the findings as a JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// Send nothing to anyone
+    #[arg(long)]
+    pub no_probe: bool,
+    /// Name of the tunnel's interface
+    #[arg(long, env = "WARREN_INTERFACE", default_value = consts::INTERFACE)]
+    pub interface: String,
+    /// Directory of the state
+    #[arg(long, env = "WARREN_STATE_DIR", default_value = consts::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// The private key's file [default: STATE_DIR/private.key]
+    #[arg(long, env = "WARREN_KEY_FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Directory of the CNI configurations
+    #[arg(long, env = "WARREN_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Name of the CNI configuration
+    #[arg(
+        long,
+        env = "WARREN_CNI_CONF_NAME",
+        default_value = "10-warren.conflist"
+    )]
+    pub cni_conf_name: String,
+    /// Directory of the CNI plugins
+    #[arg(long, env = "WARREN_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// Where the sockets are.
+    #[command(flatten)]
+    pub directories: Directories,
+}
+
+impl DoctorArgs {
+    /// The private key's file.
+    pub fn key_file(&self) -> PathBuf {
+        let default = || self.state_dir.join("private.key");
+        self.key_file.clone().unwrap_or_else(default)
+    }
 }
 
 /// The directories of the sockets.

@@ -1,9 +1,10 @@
-//! The command for people: `warren show` and `warren status`.
+//! The command for people: `warren show`, `warren status` and `warren doctor`.
 //!
 //! Job: read the sockets that the tunnel and the agent offer ([`sources`]), and print what they
-//! say: as `wg show` does ([`show`]), or as a page about the node and its peers ([`status`]).
+//! say: as `wg show` does ([`show`]), or as a page about the node and its peers ([`status`]); and
+//! check the node as an operator would ([`doctor`]).
 //!
-//! It refuses to change anything: it writes to no file, sends nothing but `get=1`, and does not
+//! It refuses to change anything: it writes to no file, sends the daemons nothing but `get=1`, and does not
 //! remove dead sockets as `wg` does. Text that came from other nodes is cleaned of control
 //! characters before it reaches a terminal ([`text::clean`]). The clock and the environment are
 //! handed in ([`Environment`]), so that all output can be tested.
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod doctor;
 pub mod json;
 mod outcome;
 pub mod show;
@@ -33,5 +35,6 @@ pub fn run(cli: &Cli, environment: &Environment) -> Outcome {
     match &cli.command {
         args::Command::Show(args) => show::run(args, environment),
         args::Command::Status(args) => status::run(args, environment),
+        args::Command::Doctor(args) => doctor::run(args, environment),
     }
 }

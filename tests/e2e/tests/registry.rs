@@ -337,7 +337,7 @@ fn start_from_nothing(node: &mut Node) -> Result<()> {
         "ip link delete warren0; nft delete table inet warren
          for family in -4 -6; do
            ip $family route flush table main proto 151; ip $family route flush table 51871 || true
-           ip $family rule del pref 5187
+           while ip $family rule del pref 5187 2>/dev/null; do :; done
          done
          rm {state}/view.json {state}/node.json {state}/tunnel.state"
     ))?;

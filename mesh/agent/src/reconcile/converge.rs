@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use warren_core::state::ObservedPeer;
+use warren_core::state::{DesiredState, ObservedPeer};
 use warren_core::{Change, ObservedState, Removals, diff};
 use warren_keyring::PublicKey;
 
@@ -34,12 +34,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 return (None, device);
             };
             state.peers = device.as_ref().map(|device| self.observed_peers(device));
-            let mut changes = diff(&state, &self.plan.desired, removals);
-            // Pods of an earlier podCIDR keep what they have until they are made anew.
-            changes.retain(|change| {
-                let held = |net: &ipnet::IpNet| self.host.is_pods_source(net.addr());
-                !matches!(change, Change::RemoveAddress(net) if held(net))
-            });
+            let changes = self.changes_to(&self.plan.desired, &state, removals);
             observed = Some(state);
             if changes.is_empty() {
                 break;
@@ -67,6 +62,22 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             }
         }
         (observed, device)
+    }
+
+    /// What must be done to come to `desired`. Pods of an earlier podCIDR keep what they have until
+    /// they are made anew.
+    pub(super) fn changes_to(
+        &self,
+        desired: &DesiredState,
+        observed: &ObservedState,
+        removals: Removals,
+    ) -> Vec<Change> {
+        let mut changes = diff(observed, desired, removals);
+        changes.retain(|change| {
+            let held = |net: &ipnet::IpNet| self.host.is_pods_source(net.addr());
+            !matches!(change, Change::RemoveAddress(net) if held(net))
+        });
+        changes
     }
 
     /// Carries the changes out in their order, and goes on past errors.

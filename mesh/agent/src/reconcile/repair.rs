@@ -1,7 +1,7 @@
 //! Repairing what others changed in the kernel, without asking the tunnel, the underlay or the
 //! registry: what was planned last is put back.
 
-use warren_core::{Change, diff};
+use warren_core::Change;
 
 use super::{Pass, Reconciler};
 use crate::dataplane::DataPlane;
@@ -69,7 +69,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 let Some(state) = pass.note(self.host.observe().await) else {
                     break;
                 };
-                let changes = diff(&state, &plan.desired, removals);
+                let changes = self.changes_to(&plan.desired, &state, removals);
                 if changes.is_empty() {
                     break;
                 }
