@@ -99,7 +99,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    let tunnel = UapiDataPlane::new(config.uapi_dir.join(format!("{}.sock", config.interface)));
+    let tunnel_socket = TunnelSocket(config.run_dir.join(TUNNEL_SOCKET));
+    let tunnel = UapiDataPlane::new(config.uapi_dir.join(format!("{}.sock", config.interface)))
+        .with_status(tunnel_socket.clone());
     let host = LinuxHost::open(config.interface.clone())?;
     let registry = FileRegistry::new(
         config.registry_dir.clone(),
@@ -113,7 +115,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         config: Arc::new(config.clone()),
         snapshots,
         tunnel: tunnel.clone(),
-        tunnel_socket: TunnelSocket(config.run_dir.join(TUNNEL_SOCKET)),
+        tunnel_socket,
     };
     let socket = config.run_dir.join(AGENT_SOCKET);
     let listener =

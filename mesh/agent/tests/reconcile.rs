@@ -210,6 +210,7 @@ impl Node {
             public_key: Some(key),
             listen_port: 51871,
             peers: Vec::new(),
+            path_mtu: BTreeMap::new(),
         });
         world.state.link = Some(ObservedLink {
             mtu_bytes: 1500,
@@ -630,6 +631,26 @@ async fn the_status_has_peers_refusals_and_troubles() {
         serde_json::from_str::<warren_core::status::AgentStatus>(&text).unwrap(),
         status
     );
+}
+
+#[tokio::test]
+async fn a_narrow_place_that_only_the_tunnel_knows_of_lowers_the_routes_mtu() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (view, key) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view]));
+    let mtu = |snapshot: &Snapshot| snapshot.plan.accepted.values().next().unwrap().mtu_bytes;
+    let wide = mtu(&node.reconcile().await);
+    let device = |node: &mut Node, proven: Option<u32>| {
+        let mut world = node.shared.world();
+        let device = world.device.as_mut().unwrap();
+        device.path_mtu = proven.map(|mtu| (key, mtu)).into_iter().collect();
+    };
+    device(&mut node, Some(1400));
+    let narrow = mtu(&node.reconcile().await);
+    assert_eq!(narrow, wide - 100);
+    device(&mut node, None);
+    assert_eq!(mtu(&node.reconcile().await), wide);
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ pub mod options;
 mod outbox;
 mod outcome;
 mod path_notes;
+mod path_probe;
 mod peer;
 mod queue;
 mod random;

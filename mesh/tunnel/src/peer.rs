@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use warren_core::consts::{OVERHEAD_V4, OVERHEAD_V6};
 use warren_keyring::{PresharedKey, PublicKey};
 
 use crate::drops::{DropReason, Drops};
@@ -10,6 +11,7 @@ use crate::inner::padded_len;
 use crate::outbox::Outbox;
 use crate::outcome::{Opened, Sealed};
 use crate::path_notes::DropNotes;
+use crate::path_probe::{BASE, MESSAGE_LEN, PathProbe, ProbeMessage};
 use crate::queue::{QueueBudget, WaitingQueue};
 use crate::session::{Session, room_for};
 use crate::source::{Endpoint, Source};
@@ -71,6 +73,8 @@ pub(crate) struct Peer {
     pub(crate) start_pending: bool,
     /// Authentic packets of it that were dropped lately.
     pub(crate) dropped: Option<Box<DropNotes>>,
+    /// How large packets to it may be that arrive.
+    pub(crate) probe: PathProbe,
 }
 
 impl Peer {
@@ -98,6 +102,7 @@ impl Peer {
             initiation_at: None,
             start_pending: false,
             dropped: None,
+            probe: PathProbe::default(),
         }
     }
 
@@ -159,7 +164,63 @@ impl Peer {
             ctx.out.datagrams.commit(len, endpoint);
             self.tx_bytes += len as u64;
         }
+        if padded + outer_overhead(endpoint.address) > BASE as usize
+            && self.probe.is_due(ctx.now.monotonic)
+        {
+            self.probe.begin(ctx.now.monotonic);
+            self.send_probes(ctx);
+        }
         self.rekey_if_due(ctx);
+    }
+
+    /// Asks for the sizes that are to be asked for.
+    fn send_probes(&mut self, ctx: &mut Context<'_>) {
+        while let Some(size) = self.probe.poll_ask() {
+            let overhead = self.endpoint.map_or(0, outer_overhead);
+            let len = (size as usize).saturating_sub(overhead).max(MESSAGE_LEN);
+            self.send_probe(ctx, ProbeMessage::Ask(size), len);
+        }
+    }
+
+    fn send_probe(&mut self, ctx: &mut Context<'_>, message: ProbeMessage, len: usize) {
+        let (Some(endpoint), Some(session)) = (self.way(), &mut self.session) else {
+            return;
+        };
+        if self.endpoint_loops || !session.sendable(ctx.now.monotonic) {
+            return;
+        }
+        message.write(&mut ctx.scratch[..len]);
+        let room = ctx.out.datagrams.room(room_for(len));
+        if let Sealed::Data(sent) = session.seal(ctx.now.monotonic, &ctx.scratch[..len], room) {
+            ctx.out.datagrams.commit(sent, endpoint);
+            self.tx_bytes += sent as u64;
+        }
+    }
+
+    /// Answers a probe, or takes the answer to one.
+    pub(crate) fn handle_probe(&mut self, ctx: &mut Context<'_>, message: ProbeMessage) {
+        match message {
+            ProbeMessage::Ask(size) => {
+                self.send_probe(ctx, ProbeMessage::Answer(size), MESSAGE_LEN);
+            }
+            ProbeMessage::Answer(size) => {
+                let changed = self.probe.handle_answer(ctx.now.monotonic, size);
+                self.note_path_limit(ctx.now.monotonic, changed);
+            }
+        }
+    }
+
+    fn note_path_limit(&mut self, now: Instant, changed: bool) {
+        if changed {
+            let path_mtu_bytes = self.probe.limit(now);
+            tracing::info!(
+                peer = %self.public_key,
+                path_mtu_bytes,
+                "the largest packet that arrives has changed"
+            );
+            // Measured anew, the inner MTU follows.
+            self.path_asked_at = None;
+        }
     }
 
     /// Sends everything that has waited for a session.
@@ -206,6 +267,10 @@ impl Peer {
     }
 
     pub(crate) fn tick(&mut self, ctx: &mut Context<'_>) {
+        let now = ctx.now.monotonic;
+        let changed = self.probe.handle_timeout(now);
+        self.note_path_limit(now, changed);
+        self.send_probes(ctx);
         let waiting = !self.waiting.is_empty();
         let mut gave_up = false;
         self.emit(ctx, |session, now, dst| {
@@ -305,6 +370,7 @@ impl Peer {
             self.not_followed = self.endpoint.replace(before).zip(Some(now));
             self.source = None;
             self.path_asked_at = None;
+            self.probe = PathProbe::default();
         } else if !self.endpoint_loops {
             tracing::warn!(
                 peer = %self.public_key, endpoint = self.endpoint.map(tracing::field::display),
@@ -329,6 +395,7 @@ impl Peer {
         }
         self.endpoint = Some(endpoint);
         self.path_asked_at = None;
+        self.probe = PathProbe::default();
         self.endpoint_loops = false;
         self.endpoint_before = None;
         self.not_followed = None;
@@ -374,6 +441,7 @@ impl Peer {
         self.endpoint_loops = false;
         self.set_source(from.source);
         self.path_asked_at = None;
+        self.probe = PathProbe::default();
         true
     }
 
@@ -404,4 +472,14 @@ impl Peer {
             self.tx_bytes += len as u64;
         }
     }
+}
+
+/// Bytes of an outer packet that are not the inner packet's.
+fn outer_overhead(endpoint: SocketAddr) -> usize {
+    let overhead = if endpoint.is_ipv4() {
+        OVERHEAD_V4
+    } else {
+        OVERHEAD_V6
+    };
+    overhead as usize
 }

@@ -379,7 +379,7 @@ impl Shard {
             if self.is_way_through_tun(query.endpoint) {
                 self.engine.handle_path_loop(now, query);
             } else if let Ok(path_mtu_bytes) = path_mtu(query.endpoint, self.udp.mark()) {
-                self.engine.handle_path_mtu(query, path_mtu_bytes);
+                self.engine.handle_path_mtu(now, query, path_mtu_bytes);
             }
         }
         if self.reopen_at.is_some_and(|at| at <= now.monotonic) {

@@ -74,7 +74,7 @@ fn data_is_padded_to_16_bytes_but_never_beyond_the_inner_mtu() {
         .poll_path_query()
         .expect("the path of a new endpoint is asked for");
     assert_eq!(query.endpoint, b.address);
-    a.engine.handle_path_mtu(query, 1500);
+    a.engine.handle_path_mtu(now, query, 1500);
     let mut wire_len = |len| {
         a.tun(now, &packet("10.1.0.1", "10.2.0.1", len, 0))
             .remove(0)

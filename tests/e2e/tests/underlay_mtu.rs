@@ -200,3 +200,9 @@ fn tcp_flows_over_ipv4_where_too_big_is_swallowed() -> Result<()> {
     require!();
     flows_through_a_black_hole("hole4", false)
 }
+
+#[test]
+fn tcp_flows_over_ipv6_where_too_big_is_swallowed() -> Result<()> {
+    require!();
+    flows_through_a_black_hole("hole6", true)
+}

@@ -2,6 +2,7 @@
 
 mod uapi;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -69,6 +70,9 @@ pub struct DeviceState {
     pub listen_port: u16,
     /// The peers.
     pub peers: Vec<Peer>,
+    /// The largest outer packet in bytes that arrives at a peer, where larger ones are known not
+    /// to, although no route says so.
+    pub path_mtu: BTreeMap<PublicKey, u32>,
 }
 
 /// A WireGuard device: now `warren-tunnel` by UAPI, later the kernel's by generic netlink.

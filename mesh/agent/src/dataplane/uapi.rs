@@ -1,5 +1,6 @@
 //! The client of the UAPI socket that `warren-tunnel` serves.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use warren_core::uapi::{AllowedIpUpdate, Device, GET, PeerUpdate, SetRequest, Ua
 use zeroize::Zeroizing;
 
 use super::{DataPlane, DataPlaneError, DeviceState};
+use crate::tunnel_socket::TunnelSocket;
 
 /// How long a whole exchange may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -26,6 +28,7 @@ const FIRST_ROOM: usize = 16 * 1024;
 pub struct UapiDataPlane {
     path: PathBuf,
     limit: Duration,
+    status: Option<TunnelSocket>,
 }
 
 impl UapiDataPlane {
@@ -34,12 +37,19 @@ impl UapiDataPlane {
         Self {
             path,
             limit: TIMEOUT,
+            status: None,
         }
     }
 
     /// The same with another limit on a whole exchange (3 s by default).
     pub fn with_timeout(self, limit: Duration) -> Self {
         Self { limit, ..self }
+    }
+
+    /// The same with the device's own socket, which tells what UAPI has no words for.
+    pub fn with_status(self, status: TunnelSocket) -> Self {
+        let status = Some(status);
+        Self { status, ..self }
     }
 
     async fn exchange(&self, request: &[u8]) -> Result<Zeroizing<Vec<u8>>, DataPlaneError> {
@@ -93,13 +103,22 @@ impl UapiDataPlane {
             public_key: device.private_key.as_ref().map(|key| key.public_key()),
             listen_port: device.listen_port,
             peers: device.peers,
+            path_mtu: BTreeMap::new(),
         })
     }
 }
 
 impl DataPlane for UapiDataPlane {
     async fn observe(&mut self) -> Result<DeviceState, DataPlaneError> {
-        self.get().await
+        let mut device = self.get().await?;
+        if let Some(status) = &self.status {
+            let paths = status.report().await.paths;
+            let known = paths.into_iter();
+            device.path_mtu = known
+                .filter_map(|(key, path)| Some((key, path.path_mtu_bytes?)))
+                .collect();
+        }
+        Ok(device)
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Result<(), DataPlaneError> {

@@ -54,6 +54,8 @@ pub struct Reconciler<H, D, S = Disk> {
     public_key: Option<PublicKey>,
     own_view: Option<NodeView>,
     underlay: Option<Underlay>,
+    /// What the tunnel has found to arrive at a peer, in bytes.
+    proven_mtu: BTreeMap<PublicKey, u32>,
     applied_endpoints: BTreeMap<PublicKey, SocketAddr>,
     registry_troubles: Vec<String>,
     saved: SavedView,
@@ -159,6 +161,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             public_key,
             own_view,
             underlay: None,
+            proven_mtu: BTreeMap::new(),
             applied_endpoints: saved.applied_endpoints.clone(),
             registry_troubles: Vec::new(),
             saved,
@@ -246,6 +249,9 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         // A peer behind a NAT router is somewhere else than it publishes.
         let learned = device.into_iter().flat_map(|device| &device.peers);
         endpoints.extend(learned.filter_map(|peer| peer.endpoint).map(|e| e.ip()));
+        if let Some(device) = device {
+            self.proven_mtu.clone_from(&device.path_mtu);
+        }
         let read = self.host.underlay(&UnderlayQuery { endpoints }).await;
         if let Some(mut underlay) = pass.note(read) {
             let found_out = self.config.node_addresses.is_empty() && self.config.endpoint.is_none();
@@ -257,6 +263,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             if let Some(last) = &self.underlay {
                 underlay.hold(last);
             }
+            self.narrow(&mut underlay);
             self.planner.handle_path_mtu(underlay.path_mtu.clone());
             self.underlay = Some(underlay);
         }
@@ -296,6 +303,18 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         }
     }
 
+    /// A narrow place that no route tells of counts as much as one that does.
+    fn narrow(&self, underlay: &mut Underlay) {
+        for node in self.plan.accepted.values() {
+            if let Some(proven) = self.proven_mtu.get(&node.record.public_key) {
+                let known = underlay.path_mtu.entry(node.endpoint.ip());
+                known
+                    .and_modify(|mtu| *mtu = (*mtu).min(*proven))
+                    .or_insert(*proven);
+            }
+        }
+    }
+
     /// The MTU of the way to peers that the plan has only just brought.
     async fn ask_new_endpoints(&mut self) {
         let known = self
@@ -316,6 +335,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             if let Some(last) = &self.underlay {
                 underlay.hold(last);
             }
+            self.narrow(&mut underlay);
             self.planner.handle_path_mtu(underlay.path_mtu.clone());
             self.underlay = Some(underlay);
             if self.planner.is_dirty() {

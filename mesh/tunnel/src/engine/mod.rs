@@ -19,10 +19,11 @@ use crate::clock::StampClock;
 use crate::drops::{DropReason, Drops};
 use crate::inner::InnerHeader;
 use crate::key_pairs::MessageLimits;
-use crate::message::Message;
+use crate::message::{DATA_OVERHEAD, Message};
 use crate::outbox::Outbox;
 use crate::outcome::OpenedKind;
 use crate::path_notes::DropNotes;
+use crate::path_probe::ProbeMessage;
 use crate::peer::{Context, Peer};
 use crate::queue::QueueBudget;
 use crate::random::Random;
@@ -265,11 +266,13 @@ impl Engine {
     }
 
     /// Takes the path's MTU in bytes, outer headers included: padding will not exceed it.
-    pub fn handle_path_mtu(&mut self, query: PathQuery, path_mtu_bytes: u32) {
+    pub fn handle_path_mtu(&mut self, now: Now, query: PathQuery, path_mtu_bytes: u32) {
         if let Some(Some(peer)) = self.peers.get_mut(query.peer.0 as usize)
             && peer.endpoint == Some(query.endpoint)
         {
-            let inner = warren_core::mtu::inner_mtu(path_mtu_bytes, query.endpoint.ip());
+            peer.probe.set_ceiling(path_mtu_bytes);
+            let arrives = peer.probe.limit(now.monotonic).unwrap_or(path_mtu_bytes);
+            let inner = warren_core::mtu::inner_mtu(arrives, query.endpoint.ip());
             peer.inner_mtu = inner as usize;
             peer.note_endpoint_good();
         }
@@ -333,7 +336,16 @@ impl Engine {
         self.counters.handshakes += u64::from(opened.completed);
         let len = match opened.kind {
             OpenedKind::Keepalive => return Ok(()),
-            OpenedKind::Malformed => Err(DropReason::InnerMalformed),
+            OpenedKind::Malformed => {
+                let inside = &out.packets.room(data.len())[..data.len() - DATA_OVERHEAD];
+                match ProbeMessage::parse(inside) {
+                    Some(probe) => {
+                        self.with_peer(id, now, out, |peer, ctx| peer.handle_probe(ctx, probe));
+                        return Ok(());
+                    }
+                    None => Err(DropReason::InnerMalformed),
+                }
+            }
             OpenedKind::Packet(len) => self.accept_inner(id, out.packets.room(len)),
         };
         match len {

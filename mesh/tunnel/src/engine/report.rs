@@ -22,6 +22,7 @@ impl Engine {
             if let Some(session) = &peer.session {
                 session.notes().report(now, &mut path);
             }
+            path.path_mtu_bytes = peer.probe.limit(now);
             path.dropped = peer.dropped.as_ref().and_then(|notes| notes.report(now));
             if let Some(endpoint) = peer.endpoint {
                 complete(endpoint, &mut path);

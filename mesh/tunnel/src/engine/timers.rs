@@ -30,7 +30,8 @@ impl Timers {
         let (Some(session), Some(_)) = (&peer.session, peer.endpoint) else {
             return;
         };
-        let Some(deadline) = session.deadline(now, !peer.waiting.is_empty()) else {
+        let due = session.deadline(now, !peer.waiting.is_empty());
+        let Some(deadline) = due.into_iter().chain(peer.probe.deadline()).min() else {
             return;
         };
         let deadline = deadline.max(now + SHORTEST);

@@ -209,7 +209,7 @@ impl Node {
             self.parts.engine.handle_timers(now, &mut self.out);
         }
         while let Some(query) = self.parts.engine.poll_path_query() {
-            self.parts.engine.handle_path_mtu(query, UNDERLAY_MTU);
+            self.parts.engine.handle_path_mtu(now, query, UNDERLAY_MTU);
         }
         for pod in &mut self.parts.pods {
             if pod.timeout().is_some_and(|at| at <= now.monotonic) {
