@@ -77,7 +77,12 @@ impl Ours {
             } => {
                 if *protocol == PROTOCOL_AGENT || *table == NODE_TABLE {
                     network
-                } else if *protocol == PROTOCOL_CNI || *table == LOCAL_TABLE || is_local(dst) {
+                } else if *protocol == PROTOCOL_CNI {
+                    Concern::Ours(Touched {
+                        pods: true,
+                        ..Touched::default()
+                    })
+                } else if *table == LOCAL_TABLE || is_local(dst) {
                     Concern::None
                 } else if self.ranges.iter().any(|range| range.contains(dst)) {
                     Concern::ForeignRoute
@@ -167,6 +172,15 @@ mod tests {
             ours().concern(&filter),
             Concern::Ours(Touched { filter: true, .. })
         ));
+        let pod = route(MAIN_TABLE, "10.244.1.5/32", PROTOCOL_CNI);
+        assert!(matches!(
+            ours().concern(&pod),
+            Concern::Ours(Touched {
+                pods: true,
+                network: false,
+                ..
+            })
+        ));
         for (forwarding, rp_filter) in [(Some(false), None), (None, Some(1)), (None, Some(0))] {
             let event = NetEvent::Setting {
                 index: None,
@@ -189,7 +203,6 @@ mod tests {
         };
         for event in [
             link("wrn0123456789ab"),
-            route(MAIN_TABLE, "10.244.1.5/32", PROTOCOL_CNI),
             route(LOCAL_TABLE, "10.244.1.5/32", 2),
             route(MAIN_TABLE, "fe80::/64", 2),
             route(LOCAL_TABLE, "ff00::/8", 2),

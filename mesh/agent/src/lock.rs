@@ -1,11 +1,12 @@
-//! One agent a run directory.
+//! One agent a network namespace, and one a run directory.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use warren_claim::{Claim, ClaimError};
 
 const LOCK_FILE: &str = "agent.lock";
 
@@ -14,13 +15,28 @@ const LOCK_FILE: &str = "agent.lock";
 pub enum LockError {
     /// Another agent holds the lock.
     #[error(
-        "another warren-agent runs with {}; stop it, or give this one a run-dir of its own",
+        "another warren-agent runs with {} (pid {pid}); stop it first, or, if it is another \
+         machine's, give this one a run-dir of its own",
         path.display()
     )]
     Held {
         /// The lock's file.
         path: PathBuf,
+        /// What it says of its process.
+        pid: String,
     },
+    /// Another agent runs in this network namespace, with whatever directories.
+    #[error(
+        "another warren-agent runs on this node ({holder}); stop it first: two would undo each \
+         other's work, also with a run-dir or an interface of their own"
+    )]
+    Claimed {
+        /// Its process and its lock's file.
+        holder: String,
+    },
+    /// The claim cannot be taken.
+    #[error(transparent)]
+    Claim(ClaimError),
     /// The lock cannot be taken.
     #[error("lock {}: {source}", path.display())]
     Io {
@@ -38,26 +54,54 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of a run directory.
+    /// Takes the claim of this network namespace and the lock of a run directory. A thread that answers
+    /// to others begins.
     ///
     /// # Errors
     /// [`LockError`].
     pub fn take(run_dir: &Path) -> Result<Self, LockError> {
         let path = run_dir.join(LOCK_FILE);
+        let words = format!("lock {}", path.display());
+        match Claim::take(warren_claim::AGENT, &words) {
+            Ok(claim) => {
+                if let Some(squatter) = claim.squatter() {
+                    tracing::warn!(%squatter, "another user's process sits on the agent's name");
+                }
+            }
+            Err(ClaimError::Held { holder, .. }) => {
+                let holder = holder.to_string();
+                return Err(LockError::Claimed { holder });
+            }
+            Err(error) => return Err(LockError::Claim(error)),
+        }
+        Self::take_file(path)
+    }
+
+    fn take_file(path: PathBuf) -> Result<Self, LockError> {
         let opened = OpenOptions::new()
             .create(true)
             .write(true)
             .truncate(false)
             .mode(0o600)
             .open(&path);
-        let file = opened.map_err(|source| LockError::Io {
+        let failed = |source| LockError::Io {
             path: path.clone(),
             source,
-        })?;
+        };
+        let mut file = opened.map_err(failed)?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(LockError::Held { path }),
-            Err(TryLockError::Error(source)) => Err(LockError::Io { path, source }),
+            Ok(()) => {
+                let pid = std::process::id();
+                file.set_len(0).map_err(failed)?;
+                writeln!(file, "{pid}").map_err(failed)?;
+                Ok(Self { _file: file })
+            }
+            Err(TryLockError::WouldBlock) => {
+                let pid = std::fs::read_to_string(&path).unwrap_or_default();
+                let pid = pid.trim().to_owned();
+                Err(LockError::Held { path, pid })
+            }
+            Err(TryLockError::Error(source)) => Err(failed(source)),
         }
     }
 }
@@ -70,14 +114,16 @@ mod tests {
     #[test]
     fn the_second_agent_is_refused_until_the_first_ends_and_the_file_is_roots_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Lock::take(dir.path()).unwrap();
+        let first = Lock::take_file(dir.path().join(LOCK_FILE)).unwrap();
         let mode = std::fs::metadata(dir.path().join(LOCK_FILE)).unwrap();
         assert_eq!(mode.permissions().mode() & 0o777, 0o600);
-        assert!(matches!(
-            Lock::take(dir.path()),
-            Err(LockError::Held { .. })
-        ));
+        let second = Lock::take_file(dir.path().join(LOCK_FILE));
+        let error = second.unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("pid {}", std::process::id())),
+            "{error}"
+        );
         drop(first);
-        Lock::take(dir.path()).unwrap();
+        Lock::take_file(dir.path().join(LOCK_FILE)).unwrap();
     }
 }

@@ -26,6 +26,9 @@ pub enum Command {
     /// Check this node as an operator would, and say what to do
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArgs),
+    /// Take all that is Warren's off this node, and nothing else
+    #[command(after_help = UNINSTALL_HELP)]
+    Uninstall(UninstallArgs),
 }
 
 const SHOW_HELP: &str = "\
@@ -53,6 +56,53 @@ Works with the daemons dead too. Changes nothing; sends a few pings through the 
 one datagram to its endpoint to learn the path's MTU (--no-probe sends nothing). Run it as root.
 
 Exit code: 0 no error found (there may be warnings), 1 at least one error, 2 wrong usage.";
+const UNINSTALL_HELP: &str = "\
+It refuses while a daemon runs or a pod is attached, unless it is told to end them. It removes the CNI
+configuration, Warren's devices, its routes (protocols 151 and 152), its rules, its nftables table, its
+sockets, and its state with the private key. What is not Warren's stays, also in the same directories.
+The agent's configuration file, the programs, and kernel settings stay; the settings are named.
+
+Exit code: 0 when nothing of Warren's is left; 1 when something is in the way or could not be removed;
+2 for wrong usage.";
+
+/// Arguments of `warren uninstall`.
+#[derive(Debug, Args)]
+pub struct UninstallArgs {
+    /// Only list what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// End the daemons first (SIGTERM); what restarts them must be gone already
+    #[arg(long)]
+    pub stop: bool,
+    /// Remove the pods' veths too: pods that run lose their network
+    #[arg(long)]
+    pub pods: bool,
+    /// The tunnel's interface [default: as the state directory tells, else warren0]
+    #[arg(long, env = "WARREN_INTERFACE")]
+    pub interface: Option<String>,
+    /// The state directory
+    #[arg(long, env = "WARREN_STATE_DIR", default_value = consts::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Directory of the container runtime's CNI configurations
+    #[arg(long, env = "WARREN_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Name of Warren's CNI configuration
+    #[arg(
+        long,
+        env = "WARREN_CNI_CONF_NAME",
+        default_value = "10-warren.conflist"
+    )]
+    pub cni_conf_name: String,
+    /// Remove the plugin warren-cni from this directory too, such as /opt/cni/bin
+    #[arg(long)]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Remove this node's record from this directory (the file registry) too
+    #[arg(long, env = "WARREN_REGISTRY_DIR")]
+    pub registry_dir: Option<PathBuf>,
+    /// Where the sockets are.
+    #[command(flatten)]
+    pub directories: Directories,
+}
 
 /// Arguments of `warren show`.
 #[derive(Debug, Args)]

@@ -1,11 +1,11 @@
-//! The command for people: `warren show`, `warren status` and `warren doctor`.
+//! The command for people: `warren show`, `warren status`, `warren doctor` and `warren uninstall`.
 //!
 //! Job: read the sockets that the tunnel and the agent offer ([`sources`]), and print what they
 //! say: as `wg show` does ([`show`]), or as a page about the node and its peers ([`status`]); and
 //! check the node as an operator would ([`doctor`]).
 //!
-//! It refuses to change anything: it writes to no file, sends the daemons nothing but `get=1`, and does not
-//! remove dead sockets as `wg` does. Text that came from other nodes is cleaned of control
+//! But for [`uninstall`] it refuses to change anything: it writes to no file, sends the daemons nothing
+//! but `get=1`, and does not remove dead sockets as `wg` does. Text that came from other nodes is cleaned of control
 //! characters before it reaches a terminal ([`text::clean`]). The clock and the environment are
 //! handed in ([`Environment`]), so that all output can be tested.
 //!
@@ -26,6 +26,7 @@ pub mod socket;
 pub mod sources;
 pub mod status;
 pub mod text;
+pub mod uninstall;
 
 pub use args::Cli;
 pub use outcome::{Environment, Outcome};
@@ -36,5 +37,6 @@ pub fn run(cli: &Cli, environment: &Environment) -> Outcome {
         args::Command::Show(args) => show::run(args, environment),
         args::Command::Status(args) => status::run(args, environment),
         args::Command::Doctor(args) => doctor::run(args, environment),
+        args::Command::Uninstall(args) => uninstall::run(args),
     }
 }

@@ -13,7 +13,7 @@ use warren_core::consts;
 use warren_keyring::{PrivateKey, file};
 
 use crate::engine::{Engine, EngineConfig};
-use crate::lock::InterfaceLock;
+use crate::lock::{InterfaceLock, claim};
 use crate::options::Options;
 use crate::saver::Saver;
 use crate::shard::{NEW_TUN_MTU, Shard, ShardParts};
@@ -31,6 +31,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     // Before any thread exists, so that all inherit the mask and only this one takes the signals.
     let signals = block_signals()?;
 
+    claim(&options.run_dir, &options.interface)?;
     let _lock = InterfaceLock::take(&options.run_dir, &options.interface)?;
     let uapi_path = options.uapi_dir.join(format!("{}.sock", options.interface));
     let (uapi, _uapi_file) = unix_socket::listen(&uapi_path)?;

@@ -4,6 +4,7 @@ mod apply;
 mod foreign;
 pub mod nft;
 mod observe;
+mod pods;
 pub mod sysctl;
 mod underlay;
 
@@ -129,6 +130,19 @@ pub trait Host {
         async { Ok(Vec::new()) }
     }
 
+    /// Puts back the routes of this node's pods that lost them, with the sources that these pod
+    /// ranges have, and returns how many.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn repair_pods(
+        &mut self,
+        pod_cidrs: &BTreeSet<IpNet>,
+    ) -> impl Future<Output = Result<usize, HostError>> {
+        let _ = pod_cidrs;
+        async { Ok(0) }
+    }
+
     /// Packets that the filter's rules dropped, as last observed, by the rules' names.
     fn filter_drops(&self) -> BTreeMap<String, u64>;
 
@@ -158,6 +172,7 @@ pub struct LinuxHost {
     rules: Vec<Rule>,
     /// The CNI plugin's routes.
     pods: Vec<Route>,
+    seen_pods: pods::SeenPods,
 }
 
 impl LinuxHost {
@@ -177,6 +192,7 @@ impl LinuxHost {
             routes,
             rules,
             pods: Vec::new(),
+            seen_pods: pods::SeenPods::default(),
         })
     }
 }
@@ -204,6 +220,10 @@ impl Host for LinuxHost {
 
     fn filter_is_gone(&mut self) -> bool {
         self.filter.is_gone()
+    }
+
+    async fn repair_pods(&mut self, pod_cidrs: &BTreeSet<IpNet>) -> Result<usize, HostError> {
+        Ok(pods::repair(&self.netlink, self.tunnel, &mut self.seen_pods, pod_cidrs).await?)
     }
 
     async fn foreign_routes(&mut self, ranges: &BTreeSet<IpNet>) -> Result<Vec<String>, HostError> {

@@ -44,7 +44,7 @@ impl LinuxHost {
             };
         }
         self.rules = self.netlink.rules().await?;
-        self.rules.retain(|rule| rule.priority == RULE_PRIORITY);
+        self.rules.retain(is_ours);
         out.rules = self.rules.iter().filter_map(rule_of).collect();
         // The whole of the node table is ours, whoever put a route there; of the main table only
         // what the agent made.
@@ -66,7 +66,14 @@ impl LinuxHost {
     }
 }
 
-/// A rule of our priority is ours whoever made it; one of another form would be nobody's we know.
+/// A rule of our priority into our table is ours whoever made it: the kernel does not tell apart
+/// who did.
+fn is_ours(rule: &warren_netlink::Rule) -> bool {
+    let made_by_us = rule.protocol == PROTOCOL_AGENT;
+    rule.priority == RULE_PRIORITY && (made_by_us || rule.table == NODE_TABLE)
+}
+
+/// One of another form would be nobody's we know.
 pub(super) fn rule_of(rule: &warren_netlink::Rule) -> Option<Rule> {
     Some(Rule {
         priority: rule.priority,

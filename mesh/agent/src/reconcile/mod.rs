@@ -217,6 +217,8 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         let identity = self.look_around(device.as_ref().ok(), &mut pass).await;
         let removals = self.make_plan(&identity).await;
         let (observed, device) = self.converge(device.ok(), removals, &mut pass).await;
+        let repaired = self.host.repair_pods(&self.config.pod_cidrs).await;
+        pass.changes += pass.note(repaired).unwrap_or_default();
         let protected = observed
             .as_ref()
             .is_some_and(|observed| self.is_protected(observed));

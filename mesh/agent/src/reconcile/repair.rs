@@ -20,6 +20,8 @@ pub struct Touched {
     pub filter: bool,
     /// Links, addresses, routes or rules.
     pub network: bool,
+    /// The routes of this node's pods.
+    pub pods: bool,
 }
 
 impl Touched {
@@ -28,6 +30,7 @@ impl Touched {
         self.settings |= other.settings;
         self.filter |= other.filter;
         self.network |= other.network;
+        self.pods |= other.pods;
     }
 }
 
@@ -80,6 +83,10 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                     break;
                 }
             }
+        }
+        if touched.network || touched.pods {
+            let repaired = self.host.repair_pods(&self.config.pod_cidrs).await;
+            pass.changes += pass.note(repaired).unwrap_or_default();
         }
         for problem in &pass.problems {
             tracing::warn!(problem, "repair");

@@ -1,0 +1,138 @@
+//! `warren uninstall` leaves a node as it was.
+#![allow(clippy::unwrap_used)] // in a test, a failed unwrap is the report
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use warren_e2e::{Mesh, Node};
+use warren_lab::require;
+
+/// Whatever Warren could have touched: a line for each thing.
+fn dump(node: &Node) -> Result<BTreeSet<String>> {
+    let dir = node.host.dir().display();
+    // Anycast routes and multicast memberships come with IPv6 forwarding.
+    let script = format!(
+        "ip -o link | cut -d' ' -f2-; ip -o addr
+         ip -4 route show table all; ip -6 route show table all | grep -v anycast
+         ip rule; ip -6 rule; nft list ruleset; ip neigh show nud permanent
+         sysctl -a 2>/dev/null | grep -E '^net.ipv[46].(conf|ip_forward)'
+         for place in {dir}/cni {dir}/opt {dir}/state /run/warren /var/run/wireguard /etc/cni; do
+             [ -e $place ] && find $place -exec stat -c '%n %F %a' {{}} +
+             [ -e $place ] && find $place -type f -exec sha256sum {{}} +
+         done; true"
+    );
+    let out = node.host.sh(&script)?;
+    Ok(out.stdout.lines().map(str::to_owned).collect())
+}
+
+/// Topology: node1 and node2 on one subnet; node2 has things of other programs beside Warren's, is
+/// installed, has a pod, and is uninstalled.
+#[test]
+fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
+    require!();
+    let mut mesh = Mesh::underlay("uninstall")?;
+    mesh.add_node(1)?.start()?;
+    let node = mesh.add_node(2)?;
+    let dir = node.host.dir().to_owned();
+    for place in ["cni", "opt", "state"] {
+        std::fs::create_dir_all(dir.join(place))?;
+    }
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(dir.join("state"), private)?;
+    std::fs::write(dir.join("cni/99-other.conflist"), "{}")?;
+    std::fs::write(dir.join("opt/warren-cni"), "the plugin")?;
+    std::fs::write(dir.join("opt/bridge"), "another plugin")?;
+    std::fs::write(dir.join("state/notes"), "an administrator's")?;
+    node.host.sh(
+        "ip link add wrnother type veth peer name other0; ip link set wrnother up; ip link set other0 up
+         ip addr add 203.0.113.1/24 dev wrnother; ip addr add 2001:db8:c::1/64 dev wrnother nodad
+         ip route add 203.0.114.0/24 dev wrnother; ip route add 10.244.9.0/24 dev wrnother metric 7
+         ip -6 route add 2001:db8:d::/64 dev wrnother; ip route add 203.0.115.0/24 dev wrnother proto 151 table 77
+         ip rule add pref 5187 from 203.0.113.0/24 lookup main; ip rule add pref 100 to 203.0.116.0/24 lookup 77
+         nft add table inet other; nft add table ip warren
+         nft 'add chain inet other c { type filter hook forward priority 0; }'
+         nft 'add rule inet other c ip saddr 203.0.113.9 counter drop'
+         sleep 2",
+    )?;
+    let before = dump(node)?;
+    node.start()?;
+    mesh.wait_connected(std::time::Duration::from_secs(30))?;
+    let pod = mesh.node(2).attach("a")?;
+    let node = mesh.node(2);
+    let (state, cni, opt) = (dir.join("state"), dir.join("cni"), dir.join("opt"));
+    let (state, cni, opt) = (
+        state.display().to_string(),
+        cni.display().to_string(),
+        opt.display().to_string(),
+    );
+    let registry = mesh.registry().display().to_string();
+    let uninstall = |more: &[&str]| {
+        let mut args = vec!["uninstall", "--state-dir", &state, "--cni-conf-dir", &cni];
+        args.extend(["--cni-bin-dir", &opt, "--registry-dir", &registry]);
+        args.extend(more);
+        node.warren(&args)
+    };
+    let installed = dump(node)?;
+    assert_ne!(installed, before);
+
+    // It refuses while daemons run or a pod is there, and a dry run only lists.
+    for more in [&[][..], &["--pods"], &["--stop"]] {
+        let (code, text) = uninstall(more)?;
+        assert_eq!(code, 1, "{more:?}: {text}");
+        assert!(!text.contains("removed"), "{text}");
+    }
+    let (code, listed) = uninstall(&["--dry-run", "--pods"])?;
+    assert_eq!(code, 1, "the daemons run: {listed}");
+    for part in [
+        "would remove interface warren0",
+        "10-warren.conflist",
+        "would remove nftables table inet warren",
+        "private.key",
+        "opt/warren-cni",
+        "from 10.244.2.0/24",
+        "node2.json",
+    ] {
+        assert!(listed.contains(part), "no {part} in {listed}");
+    }
+    let state_of_things = dump(node)?;
+    let changed: Vec<_> = installed.symmetric_difference(&state_of_things).collect();
+    assert!(
+        changed.iter().all(|line| line.contains("counter packets")
+            || line.contains("state/")
+            || line.contains("fe80")),
+        "a dry run changed {changed:#?}"
+    );
+    assert_eq!(node.status()?["protected"], true);
+
+    let (code, text) = uninstall(&["--stop", "--pods"])?;
+    println!("{text}");
+    assert_eq!(code, 0, "{text}");
+    let after = dump(node)?;
+    let named = |line: &str| {
+        let key = line.split(' ').next().unwrap_or_default();
+        text.contains(&format!("sysctl {key}="))
+            || key.ends_with(".forwarding")
+            || key == "net.ipv4.conf.all.accept_redirects"
+    };
+    let new: Vec<_> = after.difference(&before).filter(|l| !named(l)).collect();
+    let missing: Vec<_> = before
+        .difference(&after)
+        .filter(|l| !named(l) && !l.contains("opt/warren-cni"))
+        .collect();
+    assert!(
+        new.is_empty() && missing.is_empty(),
+        "new: {new:#?}\nmissing: {missing:#?}"
+    );
+    assert!(!std::path::Path::new(&opt).join("warren-cni").exists());
+    assert!(!mesh.registry().join("node2.json").exists());
+    assert!(mesh.registry().join("node1.json").exists());
+    assert!(text.contains("state/notes"), "{text}");
+
+    // Once more: there is nothing left to do, and that is no error.
+    let (code, text) = uninstall(&[])?;
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("nothing of Warren's is here"), "{text}");
+    assert_eq!(dump(node)?, after);
+    pod.pod.destroy()?;
+    Ok(())
+}
