@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build-deps build test demo test-cni test-interop test-hostile fuzz soak lint doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build test demo test-cni test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a vir
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
 	$(CARGO) build $(if $(LONG),--release) -p warren-tunnel -p warren-hostile
 	WARREN_LONG=$(LONG) $(CARGO) test $(if $(LONG),--release) -p warren-hostile -- --nocapture --test-threads=1
+
+sim: ## random scenarios of a simulated cluster: 10,000, or SECONDS=60 of them, or one SEED= again
+	$(CARGO) build --release -p warren-sim
+	target/release/warren-sim $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(NODES),--nodes $(NODES)) $(if $(STORY),--story)
 
 fuzz: ## run each fuzz target for SECONDS=30, from the committed corpus
 	tests/fuzz/run $(or $(SECONDS),30)
@@ -76,6 +80,7 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 # One after another: several of them need both cores.
 ci-steps:
 	for step in lint layers deny doc test test-cni demo fuzz test-interop test-hostile; do $(MAKE) $$step || exit; done
+	$(MAKE) sim SECONDS=60
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use warren_agent::config::{Config, load};
 use warren_agent::dataplane::{DataPlane, DataPlaneError, DeviceState};
 use warren_agent::host::{Host, HostError, Underlay, UnderlayQuery};
-use warren_agent::reconcile::Reconciler;
+use warren_agent::reconcile::{Reconciler, Touched};
 use warren_agent::registry::{NodeRegistry, OwnRecord, RegistryError, RegistryReport};
 use warren_agent::snapshot::Snapshot;
 use warren_agent::status::{self, TunnelView};
@@ -413,6 +413,27 @@ async fn nothing_is_removed_before_the_first_full_view() {
     node.event(RegistryEvent::Synced(Vec::new()));
     node.reconcile().await;
     assert_eq!(node.peers(), BTreeSet::new());
+}
+
+/// Found by the simulator: the plan of before the view takes nothing away in its name.
+#[tokio::test]
+async fn a_repair_between_the_first_full_view_and_its_plan_removes_nothing() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (view, _) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view.clone()]));
+    node.reconcile().await;
+    std::fs::remove_file(node.dir.path().join("state/view.json")).unwrap();
+    let mut node = node.restart();
+    node.reconcile().await;
+    node.event(RegistryEvent::Synced(vec![view]));
+    node.done();
+    let touched = Touched {
+        network: true,
+        ..Touched::default()
+    };
+    node.reconciler.repair(touched).await;
+    assert_eq!(node.done(), []);
 }
 
 #[tokio::test]

@@ -71,6 +71,12 @@ impl Endpoints {
         self.0.iter()
     }
 
+    /// Those that are not among `others`.
+    pub fn without(&self, others: &Self) -> Self {
+        let left = self.0.iter().filter(|e| !others.0.contains(e));
+        Self(left.copied().collect())
+    }
+
     /// The endpoint of one family.
     pub fn of_family(&self, ipv6: bool) -> Option<SocketAddr> {
         self.0.iter().copied().find(|e| e.is_ipv6() == ipv6)

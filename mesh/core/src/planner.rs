@@ -17,8 +17,8 @@ use std::net::IpAddr;
 
 use crate::diff::Removals;
 use crate::files::SavedView;
-use crate::node::{NodeName, NodeRecord, NodeUid, NodeView};
-use crate::plan::{LocalNode, Plan, PlanInput, Settings, plan};
+use crate::node::{NodeName, NodeRecord, NodeUid, NodeView, overlap};
+use crate::plan::{LocalNode, Plan, PlanInput, PlannedNode, Settings, plan};
 
 /// What a registry tells of nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,8 +123,19 @@ impl Planner {
         let own = self.local.record();
         self.incumbents
             .retain(|name, record| *name == own.name || present(record));
-        for (name, node) in &plan.accepted {
-            self.incumbents.insert(name.clone(), node.record.clone());
+        // What a refused one no longer claims and another was given is that one's by now.
+        let accepted = &plan.accepted;
+        self.incumbents.retain(|name, record| {
+            *name == own.name || accepted.contains_key(name) || gives_up(record, accepted)
+        });
+        for (name, node) in accepted {
+            // An address that was not granted is not held either: the next plan would take it from
+            // its incumbent.
+            let record = NodeRecord {
+                addresses: node.addresses.clone(),
+                ..node.record.clone()
+            };
+            self.incumbents.insert(name.clone(), record);
         }
         // Without the whole view another holder of the same may not have been heard of yet.
         if self.synced && plan.own_reject.is_none() {
@@ -171,4 +182,23 @@ impl Planner {
             ..SavedView::default()
         }
     }
+}
+
+/// Takes from the record of a refused incumbent what accepted nodes have, and tells whether
+/// anything is left that it could be known by: without its key it is not.
+fn gives_up(record: &mut NodeRecord, accepted: &BTreeMap<NodeName, PlannedNode>) -> bool {
+    for node in accepted.values() {
+        let theirs = &node.record;
+        let has = |key| theirs.public_key == key || theirs.next_public_key == Some(key);
+        if has(record.public_key) {
+            return false;
+        }
+        record.next_public_key = record.next_public_key.filter(|key| !has(*key));
+        record
+            .pod_cidrs
+            .retain(|net| !theirs.pod_cidrs.iter().any(|other| overlap(other, net)));
+        record.endpoints = record.endpoints.without(&theirs.endpoints);
+        record.addresses.retain(|a| !node.addresses.contains(a));
+    }
+    true
 }

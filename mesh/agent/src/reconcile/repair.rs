@@ -1,7 +1,7 @@
 //! Repairing what others changed in the kernel, without asking the tunnel, the underlay or the
 //! registry: what was planned last is put back.
 
-use warren_core::Change;
+use warren_core::{Change, Removals};
 
 use super::{Pass, Reconciler};
 use crate::dataplane::DataPlane;
@@ -67,7 +67,12 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             pass.changes += 1;
         }
         if touched.filter || touched.network {
-            let removals = self.removals();
+            // A plan older than what was heard since does not say what is stale.
+            let removals = if self.planner.is_dirty() {
+                Removals::Held
+            } else {
+                self.removals()
+            };
             for _ in 0..ROUNDS {
                 let Some(state) = pass.note(self.host.observe().await) else {
                     break;

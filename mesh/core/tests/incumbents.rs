@@ -1,0 +1,81 @@
+//! Incumbents over many plans: found by the simulator (tests/sim), kept small here.
+#![allow(clippy::unwrap_used)] // in a test, a failed unwrap is the report
+
+mod common;
+
+use common::{key, local, settings, view};
+use warren_core::consts::annotation;
+use warren_core::files::SavedView;
+use warren_core::{NodeView, Plan, Planner, RegistryEvent};
+
+/// A planner that knows these nodes as peers.
+fn planner(nodes: &[NodeView]) -> Planner {
+    let mut planner = Planner::new(settings(), local(), SavedView::default());
+    planner.handle_event(RegistryEvent::Synced(nodes.to_vec()));
+    assert!(planner.poll_plan().rejects.is_empty());
+    planner
+}
+
+fn refused(plan: &Plan) -> Vec<&str> {
+    plan.rejects.keys().map(String::as_str).collect()
+}
+
+#[test]
+fn an_address_that_a_newcomer_claims_stays_the_incumbents_in_every_plan() {
+    let mut planner = planner(&[view(2)]);
+    let mut thief = view(3);
+    let endpoint = "192.0.2.3:51871".to_string();
+    thief
+        .annotations
+        .insert(annotation::ENDPOINT.into(), endpoint);
+    thief.addresses = view(2).addresses;
+    planner.handle_event(RegistryEvent::Applied(thief));
+    for round in 0..3 {
+        let plan = planner.poll_plan();
+        let owned = &plan.desired.peers[&key(2)].allowed_ips;
+        assert!(
+            owned.contains(&"192.0.2.2/32".parse().unwrap()),
+            "plan {round}"
+        );
+        assert_eq!(
+            plan.desired.peers[&key(3)].allowed_ips.len(),
+            2,
+            "plan {round}"
+        );
+        assert_eq!(plan.notices.len(), 1, "plan {round}");
+    }
+}
+
+#[test]
+fn what_a_refused_incumbent_gave_up_is_another_ones_once_that_has_it() {
+    let mut planner = planner(&[view(2), view(4), view(5)]);
+    let with_range = |node: u8, range: u8| NodeView {
+        pod_cidrs: vec![format!("10.244.{range}.0/24")],
+        ..view(node)
+    };
+    // Node 2 claims what is node 5's, and is refused; its own range is taken by node 4.
+    planner.handle_event(RegistryEvent::Applied(with_range(2, 5)));
+    assert_eq!(refused(&planner.poll_plan()), ["node2"]);
+    planner.handle_event(RegistryEvent::Applied(with_range(4, 2)));
+    assert_eq!(refused(&planner.poll_plan()), ["node2"]);
+    // It wants its range back: node 4 is the incumbent now.
+    planner.handle_event(RegistryEvent::Applied(view(2)));
+    let plan = planner.poll_plan();
+    assert_eq!(refused(&plan), ["node2"], "{:?}", plan.rejects);
+    assert!(plan.desired.peers.contains_key(&key(4)));
+}
+
+#[test]
+fn a_refused_incumbent_keeps_what_nobody_else_has() {
+    let mut planner = planner(&[view(2), view(5)]);
+    let mut greedy = view(2);
+    greedy.pod_cidrs.push("10.244.5.0/25".into());
+    planner.handle_event(RegistryEvent::Applied(greedy));
+    assert_eq!(refused(&planner.poll_plan()), ["node2"]);
+    let mut thief = view(3);
+    thief.pod_cidrs = view(2).pod_cidrs;
+    planner.handle_event(RegistryEvent::Applied(thief));
+    assert_eq!(refused(&planner.poll_plan()), ["node2", "node3"]);
+    planner.handle_event(RegistryEvent::Applied(view(2)));
+    assert_eq!(refused(&planner.poll_plan()), ["node3"]);
+}

@@ -1,0 +1,368 @@
+//! The agent that ships, on a simulated machine, beside the reference model that watches it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use ipnet::IpNet;
+use warren_agent::config::{Config, LogFormat, RegistryKind};
+use warren_agent::pace::Pace;
+use warren_agent::reconcile::{Reconciler, Seams, Touched};
+use warren_agent::registry::RegistryReport;
+use warren_agent::snapshot::Snapshot;
+use warren_core::consts::{DEFAULT_PORT, INTERFACE};
+use warren_core::{NodeName, NodeUid, Plan, RegistryEvent};
+use warren_keyring::PublicKey;
+
+use crate::entry::{Flaw, Listed};
+use crate::machine::{Machine, Pass};
+use crate::mutation::Mutation;
+use crate::oracle::{Judged, Local, Oracle, overlap};
+use crate::port::Port;
+
+/// What a registry tells.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// The whole view.
+    Synced(Rc<Vec<Rc<Listed>>>),
+    /// A node.
+    Applied(Rc<Listed>),
+    /// The end of a node's life.
+    Deleted {
+        /// Its name.
+        name: String,
+        /// That life's uid.
+        uid: String,
+    },
+}
+
+/// An agent.
+pub struct Agent {
+    /// Which process of it this is; what was meant for an earlier one is lost.
+    pub life: u64,
+    /// When it reconciles.
+    pub pace: Pace,
+    /// Whether it was told the whole view in this life.
+    pub synced: bool,
+    /// The outcome of its last reconcile.
+    pub last: Option<Snapshot>,
+    /// What must have come of it.
+    pub judged: Option<Rc<BTreeMap<String, Judged>>>,
+    /// What the reference model knows.
+    pub oracle: Oracle,
+    /// Whether the reference model watches it.
+    pub watched: bool,
+    /// Whether it has planned with the whole view.
+    planned_synced: bool,
+    reconciler: Option<Reconciler<Port, Port, Port>>,
+    key: Option<PublicKey>,
+    /// This node and its peers' entries at the last reconcile.
+    before: Option<(Local, Vec<Rc<Listed>>)>,
+    /// What a planted bug hides until the next reconcile.
+    hidden: Vec<Rc<Listed>>,
+}
+
+impl Agent {
+    /// An agent that does not run.
+    pub fn dead(watched: bool) -> Self {
+        Self {
+            life: 0,
+            pace: Pace::default(),
+            synced: false,
+            last: None,
+            judged: None,
+            oracle: Oracle::default(),
+            watched,
+            planned_synced: false,
+            reconciler: None,
+            key: None,
+            before: None,
+            hidden: Vec::new(),
+        }
+    }
+
+    /// Whether it runs.
+    pub fn runs(&self) -> bool {
+        self.reconciler.is_some()
+    }
+
+    /// Starts it with what is on the disk.
+    pub fn start(&mut self, port: &Port) {
+        let mut machine = port.0.borrow_mut();
+        // What it does not remember to have given it may give again.
+        machine.given = machine.disk.view.applied_endpoints.clone();
+        let mut saved = machine.disk.view.clone();
+        if machine.mutation == Some(Mutation::ForgetsIncumbents) {
+            saved.incumbents.clear();
+        }
+        let seams = Seams {
+            host: port.clone(),
+            tunnel: port.clone(),
+            store: port.clone(),
+        };
+        let uid = NodeUid(machine.uid.clone());
+        let reconciler = Reconciler::with_seams(config(&machine), uid, seams, saved);
+        *self = Self {
+            life: self.life + 1,
+            oracle: machine.disk.oracle.clone(),
+            ..Self::dead(self.watched)
+        };
+        let own = self.oracle.view.get(&machine.name);
+        let readable = |l: &&Rc<Listed>| !matches!(l.entry.flaw, Some(Flaw::Key | Flaw::NoKey));
+        self.key = own.filter(readable).map(|listed| listed.entry.key);
+        self.reconciler = reconciler.ok();
+        self.pace.handle_tick(Instant::now());
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        self.reconciler = None;
+        self.life += 1;
+    }
+
+    /// Hands it what the registry tells.
+    pub fn tell(&mut self, told: &Told, machine: &Machine) {
+        let Some(reconciler) = &mut self.reconciler else {
+            return;
+        };
+        let mut hear = |event| reconciler.handle_report(RegistryReport::Event(event));
+        match told {
+            Told::Synced(all) => {
+                self.synced = true;
+                let mut views: Vec<_> = all.iter().map(|l| l.view.clone()).collect();
+                if machine.mutation == Some(Mutation::DeafToDeletions) {
+                    let gone = self.oracle.view.values();
+                    let gone = gone.filter(|l| all.iter().all(|n| n.entry.name != l.entry.name));
+                    views.extend(gone.map(|l| l.view.clone()));
+                }
+                self.oracle.synced(all);
+                hear(RegistryEvent::Synced(views));
+            }
+            Told::Applied(listed) => {
+                if machine.mutation == Some(Mutation::NewcomerWins) {
+                    let clashes = |other: &&Rc<Listed>| {
+                        let (a, b) = (&listed.entry, &other.entry);
+                        a.name != b.name
+                            && (a.key == b.key
+                                || a.pod_cidrs
+                                    .iter()
+                                    .any(|x| b.pod_cidrs.iter().any(|y| overlap(x, y))))
+                    };
+                    for victim in self.oracle.view.values().filter(clashes) {
+                        hear(RegistryEvent::Deleted {
+                            name: victim.entry.name.clone(),
+                            uid: NodeUid(victim.entry.uid.clone()),
+                        });
+                        self.hidden.push(Rc::clone(victim));
+                    }
+                }
+                self.oracle.applied(listed);
+                hear(RegistryEvent::Applied(listed.view.clone()));
+            }
+            Told::Deleted { name, uid } => {
+                let known = self.oracle.view.get(name).map(|l| l.entry.uid.clone());
+                self.oracle.deleted(name, uid);
+                let uid = match machine.mutation {
+                    Some(Mutation::DeafToDeletions) => return,
+                    Some(Mutation::IgnoresUid) => known.unwrap_or_else(|| uid.clone()),
+                    _ => uid.clone(),
+                };
+                hear(RegistryEvent::Deleted {
+                    name: name.clone(),
+                    uid: NodeUid(uid),
+                });
+            }
+        }
+    }
+
+    /// Reconciles, and compares what comes of it with what must. Returns false when the agent was
+    /// killed on the way.
+    pub fn reconcile(&mut self, port: &Port) -> bool {
+        let Some(mut reconciler) = self.reconciler.take() else {
+            return false;
+        };
+        {
+            let mut machine = port.0.borrow_mut();
+            if machine.device.is_some() {
+                self.key = Some(machine.keys.public);
+            }
+            self.judged = match self.key.filter(|_| self.watched) {
+                Some(key) => Some(self.oracle.judge(&machine.local(key, self.synced))),
+                None => None,
+            };
+            machine.pass = Pass {
+                synced: self.synced,
+                owners: self.judged.as_ref().map(|judged| self.owners(judged)),
+                failed: false,
+                ..std::mem::take(&mut machine.pass)
+            };
+        }
+        let mut desk = port.clone();
+        let polled = {
+            let running = pin!(reconciler.reconcile(&mut desk));
+            running.poll(&mut Context::from_waker(Waker::noop()))
+        };
+        let Poll::Ready(snapshot) = polled else {
+            self.kill();
+            return false;
+        };
+        let mut machine = port.0.borrow_mut();
+        machine.pass.fails = None;
+        self.compare(&snapshot.plan, &mut machine);
+        if std::mem::take(&mut machine.disk.saved) {
+            machine.disk.oracle = self.oracle.clone();
+        }
+        self.pace.handle_outcome(Instant::now(), &snapshot);
+        self.last = Some(snapshot);
+        self.planned_synced = self.synced;
+        for hidden in std::mem::take(&mut self.hidden) {
+            let event = RegistryEvent::Applied(hidden.view.clone());
+            reconciler.handle_report(RegistryReport::Event(event));
+        }
+        self.reconciler = Some(reconciler);
+        true
+    }
+
+    /// Puts back what others changed, as it does at once on the kernel's events.
+    pub fn repair(&mut self, port: &Port) {
+        let Some(reconciler) = &mut self.reconciler else {
+            return;
+        };
+        port.0.borrow_mut().pass = Pass {
+            synced: self.planned_synced,
+            ..Pass::default()
+        };
+        let touched = Touched {
+            settings: true,
+            filter: true,
+            network: true,
+            pods: true,
+        };
+        // Nothing kills the agent here, and every answer is there at once.
+        let _ = pin!(reconciler.repair(touched)).poll(&mut Context::from_waker(Waker::noop()));
+    }
+
+    /// Who must own which prefix.
+    fn owners(&self, judged: &BTreeMap<String, Judged>) -> BTreeMap<IpNet, PublicKey> {
+        let mut out = BTreeMap::new();
+        for (name, how) in judged {
+            let Judged::Accepted { addresses, .. } = how else {
+                continue;
+            };
+            let entry = &self.oracle.view[name].entry;
+            let hosts = addresses.iter().copied().map(IpNet::from);
+            for net in entry.pod_cidrs.iter().copied().chain(hosts) {
+                out.insert(net, entry.key);
+            }
+        }
+        out
+    }
+
+    fn compare(&mut self, plan: &Plan, machine: &mut Machine) {
+        let (Some(judged), Some(key)) = (&self.judged, self.key) else {
+            return;
+        };
+        for (name, how) in judged.iter() {
+            let accepted = NodeName::new(name.as_str()).ok();
+            let accepted = accepted.and_then(|name| plan.accepted.get(&name));
+            let rejected = plan.rejects.get(name).map(|reject| reject.reason());
+            let fits = match (how, accepted, rejected) {
+                (
+                    Judged::Accepted {
+                        endpoint,
+                        mtu,
+                        addresses,
+                    },
+                    Some(node),
+                    None,
+                ) => {
+                    node.endpoint == *endpoint
+                        && node.mtu_bytes == *mtu
+                        && node.addresses == *addresses
+                        && node.record.public_key == self.oracle.view[name].entry.key
+                }
+                (Judged::Refused(reasons), None, Some(reason)) => reasons.contains(reason),
+                (Judged::Silent, None, None) => true,
+                _ => false,
+            };
+            if !fits {
+                let planned = (
+                    accepted.map(|n| (n.endpoint, n.mtu_bytes, &n.addresses)),
+                    rejected,
+                );
+                machine.fault(format!("{name} must be {how:?} and is {planned:?}"));
+            }
+        }
+        let known = plan.accepted.len() + plan.rejects.len();
+        let silent = judged.values().filter(|how| **how == Judged::Silent);
+        if known + silent.count() != judged.len() {
+            machine.fault(format!("{known} nodes are planned of {}", judged.len()));
+        }
+        self.check_incumbents(plan, machine, key);
+    }
+
+    fn is_silent(&self) -> bool {
+        let silent = |how: &Judged| *how == Judged::Silent;
+        self.judged.iter().any(|judged| judged.values().any(silent))
+    }
+
+    /// Whoever was a peer and still says the same is one, whatever others say.
+    fn check_incumbents(&mut self, plan: &Plan, machine: &mut Machine, key: PublicKey) {
+        let mut local = machine.local(key, self.synced);
+        local.endpoints = self.oracle.own_endpoints(&local);
+        if let Some((_, peers)) = self
+            .before
+            .take()
+            .filter(|(before, _)| *before == local && !self.is_silent())
+        {
+            let accepted: BTreeSet<&str> = plan.accepted.keys().map(NodeName::as_str).collect();
+            for peer in peers {
+                let entry = &peer.entry;
+                let same = self
+                    .oracle
+                    .view
+                    .get(&entry.name)
+                    .is_some_and(|l| l.entry == *entry);
+                if same && !accepted.contains(entry.name.as_str()) {
+                    machine.fault(format!("{} was displaced by others", entry.name));
+                }
+            }
+        }
+        let entries = plan
+            .accepted
+            .keys()
+            .filter_map(|name| self.oracle.view.get(name.as_str()));
+        self.before = Some((local, entries.cloned().collect()));
+    }
+}
+
+/// The configuration of a machine's agent.
+pub fn config(machine: &Machine) -> Config {
+    Config {
+        // The names of this world are DNS labels.
+        node_name: NodeName::new(machine.name.as_str()).expect("a name of the simulator's own"),
+        registry: RegistryKind::File,
+        registry_dir: "/simulated".into(),
+        cluster_cidrs: machine.cluster.iter().copied().collect(),
+        pod_cidrs: machine.pod_cidrs.iter().copied().collect(),
+        node_addresses: Vec::new(),
+        endpoint: None,
+        reserved_cidrs: Default::default(),
+        interface: INTERFACE.into(),
+        listen_port: DEFAULT_PORT,
+        masquerade: true,
+        persistent_keepalive: 0,
+        mtu_bytes: None,
+        state_dir: "/simulated".into(),
+        run_dir: "/simulated".into(),
+        uapi_dir: "/simulated".into(),
+        cni_conf_dir: None,
+        cni_bin_dir: None,
+        cni_conf_name: "10-warren.conflist".into(),
+        http_listen: None,
+        log_format: LogFormat::Text,
+        log_level: tracing::Level::ERROR,
+    }
+}
