@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use warren_netlink::SyncNetlink;
 
+use crate::aliases::Aliases;
 use crate::attach::{self, AttachError, Pod};
 use crate::config::NetConf;
 use crate::env::PodRequest;
@@ -49,6 +50,12 @@ pub(crate) fn add(conf: &NetConf, request: &PodRequest) -> Result<Value, Error> 
         let attachment = &request.attachment;
         let plan = plan_add(attachment, &granted.addresses, &node, &pod_conf, mac)?;
         attach::attach(&mut host, &pod, &plan)?;
+        let aliases = Aliases::new(&conf.run_dir, &conf.name);
+        let names = &pod_conf.asked.aliases;
+        if let Err(error) = aliases.publish(attachment, &granted.addresses, names) {
+            attach::detach(&mut host, attachment)?;
+            return Err(error.into());
+        }
         Ok(plan)
     };
     let plan: AttachPlan = match make() {

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 use warren_netlink::{Address, Link, Neighbour, Netlink, NetlinkError, Route, SyncNetlink};
 
+use crate::aliases::Aliases;
 use crate::attach::{AttachError, Pod, kernel_route};
 use crate::config::NetConf;
 use crate::env::PodRequest;
@@ -63,6 +64,9 @@ pub enum Damage {
         /// The destination.
         destination: IpNet,
     },
+    /// The names that were asked for are not published.
+    #[error("its aliases are not published as they were asked for")]
+    Aliases,
     /// A neighbour entry is missing or wrong: what is sent there arrives nowhere.
     #[error("neighbour {address} on {name} is not {mac} for good")]
     Neighbour {
@@ -122,6 +126,10 @@ pub(crate) async fn check(conf: &NetConf, request: &PodRequest) -> Result<(), Er
     let mac = pod_conf.asked.mac.or(request.args.mac);
     let plan = plan_add(attachment, &addresses, &node, &pod_conf, mac)?;
     damages.extend(compare(&plan, &prev, host_end.as_ref(), pod_end.as_ref()));
+    let aliases = Aliases::new(&conf.run_dir, &conf.name);
+    if !aliases.are(attachment, &addresses, &pod_conf.asked.aliases) {
+        damages.push(Damage::Aliases);
+    }
     if !damages.is_empty() {
         return Err(Error::Check(damages));
     }

@@ -2,6 +2,7 @@
 
 use warren_netlink::SyncNetlink;
 
+use crate::aliases::Aliases;
 use crate::attach;
 use crate::config::NetConf;
 use crate::env::AttachmentId;
@@ -34,6 +35,9 @@ pub(crate) fn remove(conf: &NetConf, attachment: &AttachmentId) -> Vec<Error> {
         Ok(mut host) => attach::detach(&mut host, attachment),
         Err(error) => Err(error.into()),
     };
+    if let Err(error) = Aliases::new(&conf.run_dir, &conf.name).withdraw(attachment) {
+        errors.push(error.into());
+    }
     // While the interface may be there, its address is not free.
     match detached {
         Ok(found) => {

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::aliases::AliasError;
 use crate::attach::AttachError;
 use crate::check::Damage;
 use crate::config::ConfigError;
@@ -87,6 +88,9 @@ pub enum Error {
     /// The attachment failed, and what had been made of it is gone again.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The pod's names could not be kept.
+    #[error(transparent)]
+    Alias(#[from] AliasError),
     /// The verb came with a later version than the configuration is of.
     #[error(
         "{verb} is not allowed with cniVersion {version}: it came with {since} of the CNI \
@@ -135,7 +139,7 @@ impl Error {
             Self::Config(ConfigError::Decode(_)) => code::DECODING,
             Self::Config(ConfigError::Unsupported { .. }) => code::UNSUPPORTED,
             Self::Config(_) | Self::PrevResult(_) => code::CONFIG,
-            Self::Stdin(_) | Self::LogFile { .. } | Self::Runtime(_) => code::IO,
+            Self::Alias(_) | Self::Stdin(_) | Self::LogFile { .. } | Self::Runtime(_) => code::IO,
             Self::Protect(ProtectError::Kernel(_)) => code::KERNEL,
             Self::Protect(ProtectError::NoMasquerade) => code::CONFIG,
             Self::Plan(PlanError::Gateway { .. } | PlanError::Family { .. }) => code::CONFIG,

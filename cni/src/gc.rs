@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use warren_core::consts::VETH_PREFIX;
 use warren_netlink::Netlink;
 
+use crate::aliases::Aliases;
 use crate::attach::{AttachError, remove_link};
 use crate::config::NetConf;
 use crate::del;
@@ -67,6 +68,15 @@ pub(crate) async fn gc(conf: &NetConf) -> Result<(), Error> {
             Ok(false) => {}
             Err(error) => errors.push(AttachError::from(error).into()),
         }
+    }
+    let aliases = Aliases::new(&conf.run_dir, &conf.name);
+    match aliases.owners() {
+        Ok(owners) => {
+            let stale = owners.iter().filter(|owner| !valid.contains(owner));
+            let failed = stale.filter_map(|owner| aliases.withdraw(owner).err());
+            errors.extend(failed.map(Error::from));
+        }
+        Err(error) => errors.push(error.into()),
     }
     match errors.is_empty() {
         true => Ok(()),

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod add;
+pub mod aliases;
 pub mod args;
 pub mod attach;
 pub mod call;

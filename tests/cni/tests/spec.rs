@@ -856,3 +856,51 @@ fn masquerade_that_the_node_does_not_do_is_refused() {
     conf["masquerade"] = json!(false);
     world.call("ADD", "c1", Some(&pod), &[], &conf).ok();
 }
+
+/// The convention on `aliases`: names that are mapped to the pod's addresses, for whoever resolves
+/// names on the node; they come and go with the attachment.
+#[test]
+fn aliases_are_published_while_the_attachment_lives() {
+    let world = world!();
+    let hosts = world.run_dir().join("hosts");
+    let published = || -> Vec<String> {
+        let entries = std::fs::read_dir(&hosts).into_iter().flatten().flatten();
+        entries
+            .map(|e| std::fs::read_to_string(e.path()).unwrap())
+            .collect()
+    };
+    let add = |id: &str, pod: &Ns| {
+        let mut conf = world.conf();
+        conf["runtimeConfig"] = json!({"aliases": ["primary-db", "db.example"]});
+        let result = world.call("ADD", id, Some(pod), &[], &conf).ok();
+        conf["prevResult"] = result;
+        conf
+    };
+    let (pod, other) = (Ns::new(), Ns::new());
+    let conf = add("c1", &pod);
+    let lines = published();
+    let expected = "# warren c1/eth0\n10.244.1.2\tprimary-db db.example\n\
+                    fd00:0:0:1::2\tprimary-db db.example\n";
+    assert_eq!(lines, [expected]);
+    world.call("CHECK", "c1", Some(&pod), &[], &conf).done();
+    std::fs::write(hosts.join("foreign"), "10.0.0.1 someone-else\n").unwrap();
+    let file = hosts.join(world.pod_links().remove(0));
+    std::fs::remove_file(file).unwrap();
+    world
+        .call("CHECK", "c1", Some(&pod), &[], &conf)
+        .refused(102, &["aliases"]);
+    add("c2", &other);
+    world.del("c1").done();
+    assert_eq!(published().len(), 2);
+    world.gc(&[]).done();
+    assert_eq!(published(), ["10.0.0.1 someone-else\n"]);
+    // Without a place for them there is no pod either.
+    std::fs::remove_dir_all(&hosts).unwrap();
+    std::fs::write(&hosts, "in the way").unwrap();
+    let mut conf = world.conf();
+    conf["runtimeConfig"] = json!({"aliases": ["db"]});
+    let reply = world.call("ADD", "c3", Some(&pod), &[], &conf);
+    reply.refused(5, &["aliases"]);
+    assert!(pod.links() == ["lo"] && world.reserved().is_empty());
+    world.del("c3").done();
+}
