@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build-deps build test demo test-cni test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build test demo bench-cni test-cni test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test: deps ## run all tests that this machine allows, naming each skip
 demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
 	target/release/warren-demo $(if $(KEEP),--keep)
+
+bench-cni: deps ## ADD and DEL of warren-cni beside ptp + host-local, alone and 32 at once
+	$(CARGO) build --release -p warren-cni -p warren-storm
+	target/release/warren-bench-cni target/release/warren-cni $(or $(CNI_PLUGINS),/usr/lib/cni)
 
 test-cni: deps ## the plugin by the CNI specification, in chains, by cnitool, under containerd
 	tests/cni/prepare
@@ -48,10 +52,11 @@ sim: ## random scenarios of a simulated cluster: 10,000, or SECONDS=60 of them, 
 fuzz: ## run each fuzz target for SECONDS=30, from the committed corpus
 	tests/fuzz/run $(or $(SECONDS),30)
 
-soak: deps ## all long forms: a minute of 200 registry changes a second, 5 minutes of a blocked port, 15 minutes over rekeys with loss, then LONG=1 of test-hostile and the fuzz targets
+soak: deps ## all long forms: 20 rounds of the storm on warren-cni, a minute of 200 registry changes a second, 5 minutes of a blocked port, 15 minutes over rekeys with loss, then LONG=1 of test-hostile and the fuzz targets
 	$(CARGO) build --workspace --bins
 	WARREN_CHURN_SECONDS=60 $(CARGO) test -p warren-e2e --test registry two_hundred -- --nocapture
 	$(CARGO) test -p warren-e2e --test underlay_loss -- --nocapture --ignored
+	WARREN_STORM_ROUNDS=20 $(CARGO) test -p warren-storm -- --nocapture
 	$(CARGO) build --release -p warren-tunnel -p warren-hostile
 	$(CARGO) test --release -p warren-hostile --test soak -- --nocapture --ignored
 	tests/interop/prepare

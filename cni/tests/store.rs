@@ -143,6 +143,13 @@ impl Disk for DyingDisk {
         self.step(|| ())
     }
 
+    fn extend(&self, path: &Path, length: usize) -> io::Result<()> {
+        let present = fs::metadata(path)?.len() as usize;
+        self.step(|| OsDisk.extend(path, (present + length) / 2).unwrap())?;
+        OsDisk.extend(path, length)?;
+        self.step(|| ())
+    }
+
     fn exchange(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.step(|| ())?;
         OsDisk.exchange(from, to)?;
@@ -359,6 +366,56 @@ fn a_used_up_pool_is_swept_and_so_is_one_that_was_long_not() {
     assert!(reservations(dir.path()).is_empty());
 }
 
+/// Reserves so many addresses and more on a disk that fills, and releases them while it is full.
+fn fill_and_release(state: &Path, filler: &Path, count: usize) {
+    let ours = store(state, "net", OsDisk);
+    for i in 0..count {
+        reserve(&ours, &format!("c{i}")).unwrap();
+    }
+    let mut file = fs::File::create(filler).unwrap();
+    while io::Write::write_all(&mut file, &[1; 512]).is_ok() {}
+    // Some more fit into the blocks that are there, and then no more.
+    let (mut added, mut refused) = (count, None);
+    while refused.is_none() && added < 1000 {
+        match reserve(&ours, &format!("c{added}")) {
+            Ok(_) => added += 1,
+            Err(error) => refused = Some(error.to_string()),
+        }
+    }
+    let error = refused.unwrap();
+    assert!(
+        error.contains("No space left") && error.contains("free space"),
+        "{error}"
+    );
+    assert_eq!(reservations(state).len(), added);
+    // Space comes and goes, and with it pods.
+    for i in 0..80 {
+        if i % 7 < 3 {
+            file.set_len(0).unwrap();
+            io::Seek::rewind(&mut file).unwrap();
+            let _ = reserve(&ours, &format!("more{i}"));
+            while io::Write::write_all(&mut file, &[1; 512]).is_ok() {}
+        } else {
+            let _ = reserve(&ours, &format!("more{i}"));
+        }
+        let gone = owner(&format!("more{}", i - i % 2));
+        ours.update(|pool| Ok(pool.release(&gone, NOW))).unwrap();
+    }
+    for i in 0..80 {
+        let gone = owner(&format!("more{i}"));
+        ours.update(|pool| Ok(pool.release(&gone, NOW))).unwrap();
+    }
+    for i in 0..added {
+        let released = ours
+            .update(|pool| Ok(pool.release(&owner(&format!("c{i}")), NOW)))
+            .unwrap();
+        assert_eq!(released.len(), 1);
+        assert_eq!(reservations(state).len(), added - i - 1);
+    }
+    fs::remove_file(filler).unwrap();
+    fs::remove_dir_all(state).unwrap();
+}
+
 #[test]
 fn on_a_full_disk_the_old_document_stays_and_addresses_can_be_released() {
     let dir = tempfile::tempdir().unwrap();
@@ -383,32 +440,9 @@ fn on_a_full_disk_the_old_document_stays_and_addresses_can_be_released() {
             Some("size=256k"),
         )
         .unwrap();
-        let ours = store(dir.path(), "net", OsDisk);
-        for i in 0..20 {
-            reserve(&ours, &format!("c{i}")).unwrap();
-        }
-        let mut filler = fs::File::create(dir.path().join("filler")).unwrap();
-        while io::Write::write_all(&mut filler, &[1; 512]).is_ok() {}
-        // Some more fit into the blocks that are there, and then no more.
-        let (mut added, mut refused) = (20, None);
-        while refused.is_none() && added < 1000 {
-            match reserve(&ours, &format!("c{added}")) {
-                Ok(_) => added += 1,
-                Err(error) => refused = Some(error.to_string()),
-            }
-        }
-        let error = refused.unwrap();
-        assert!(
-            error.contains("No space left") && error.contains("free space"),
-            "{error}"
-        );
-        assert_eq!(reservations(dir.path()).len(), added);
-        for i in 0..added {
-            let released = ours
-                .update(|pool| Ok(pool.release(&owner(&format!("c{i}")), NOW)))
-                .unwrap();
-            assert_eq!(released.len(), 1);
-            assert_eq!(reservations(dir.path()).len(), added - i - 1);
+        // Of each size, for what fits depends on where a document ends in its last block.
+        for count in (1..60).step_by(13) {
+            fill_and_release(&dir.path().join("state"), &dir.path().join("filler"), count);
         }
     };
     std::thread::scope(|scope| scope.spawn(run).join().unwrap());

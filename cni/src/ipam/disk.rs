@@ -27,6 +27,12 @@ pub trait Disk {
     /// What the system says; the file may then hold anything.
     fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
 
+    /// Appends line feeds until the file has so many bytes; a document stays what it is.
+    ///
+    /// # Errors
+    /// What the system says; some may have been appended.
+    fn extend(&self, path: &Path, length: usize) -> io::Result<()>;
+
     /// Makes `to` what `from` is, atomically, and `from` what `to` was. Where that is not possible,
     /// or there is no `to`, `from` is gone afterwards.
     ///
@@ -73,6 +79,14 @@ impl Disk for OsDisk {
             .open(path)?;
         file.write_all(bytes)?;
         file.set_len(bytes.len() as u64)
+    }
+
+    fn extend(&self, path: &Path, length: usize) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let options = options.append(true).custom_flags(OFlag::O_NOFOLLOW.bits());
+        let mut file = options.open(path)?;
+        let present = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        file.write_all(&vec![b'\n'; length.saturating_sub(present)])
     }
 
     fn exchange(&self, from: &Path, to: &Path) -> io::Result<()> {

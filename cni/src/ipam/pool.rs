@@ -125,18 +125,6 @@ pub struct Circumstances<'a> {
     pub unix_time: u64,
 }
 
-/// Whether a reservation is this attachment's. After the store was lost, the interface inside the
-/// container is not known, but the one on the node is.
-fn belongs_to(reservation: &Reservation, owner: &AttachmentId) -> bool {
-    let id = &reservation.container_id;
-    let known = !id.is_empty() && !reservation.ifname.is_empty();
-    if known {
-        id == owner.container_id.as_str() && reservation.ifname == owner.ifname.as_str()
-    } else {
-        reservation.host_interface == host_name(owner)
-    }
-}
-
 /// An address that a pod had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -222,9 +210,12 @@ impl Pool {
             return Err(PoolError::NoRange);
         }
         let owner = wanted.owner;
-        self.check_requested(wanted, with)?;
+        // What a reservation is known by: after the store was lost, the interface inside the
+        // container is not known, but the one on the node is.
+        let interface = host_name(owner);
+        self.check_requested(wanted, &interface, with)?;
         let mut next = self.clone();
-        let held = next.reservations.iter().position(|r| belongs_to(r, owner));
+        let held = next.position_of(&interface);
         let mut addresses = held
             .map(|i| next.reservations[i].addresses.clone())
             .unwrap_or_default();
@@ -250,7 +241,7 @@ impl Pool {
             None => next.reservations.push(Reservation {
                 container_id: owner.container_id.as_str().into(),
                 ifname: owner.ifname.as_str().into(),
-                host_interface: host_name(owner),
+                host_interface: interface,
                 pod: wanted.pod.map(Into::into),
                 since: Some(with.unix_time),
                 addresses: addresses.clone(),
@@ -287,7 +278,8 @@ impl Pool {
 
     /// What this attachment has.
     pub fn held_by(&self, owner: &AttachmentId) -> Option<&Reservation> {
-        self.reservations.iter().find(|r| belongs_to(r, owner))
+        let i = self.position_of(&host_name(owner))?;
+        self.reservations.get(i)
     }
 
     /// The reservation that an address is part of.
@@ -298,7 +290,8 @@ impl Pool {
 
     /// Takes the attachment's addresses away from it; they cool down. Tells which they were.
     pub fn release(&mut self, owner: &AttachmentId, now: Uptime) -> Vec<IpAddr> {
-        self.release_where(|r| belongs_to(r, owner), now)
+        let interface = host_name(owner);
+        self.release_where(|r| r.host_interface == interface, now)
     }
 
     /// Releases every reservation that this holds for, and tells the addresses.
@@ -325,7 +318,7 @@ impl Pool {
     /// Undoes a reservation that no pod ever used: its addresses need no cool-down, and come next
     /// among the freed ones, so that failing calls do not use the pool up.
     pub fn give_back(&mut self, owner: &AttachmentId) -> Vec<IpAddr> {
-        let addresses = match self.reservations.iter().position(|r| belongs_to(r, owner)) {
+        let addresses = match self.position_of(&host_name(owner)) {
             Some(i) => self.reservations.remove(i).addresses,
             None => Vec::new(),
         };
@@ -445,6 +438,7 @@ impl Pool {
     fn check_requested(
         &self,
         wanted: &Wanted<'_>,
+        interface: &str,
         with: &Circumstances<'_>,
     ) -> Result<(), PoolError> {
         let requested = wanted.addresses;
@@ -457,7 +451,7 @@ impl Pool {
                 return Err(PoolError::TwoOfAFamily { first, second });
             }
             let holder = self.holder_of(*address);
-            if holder.is_some_and(|r| belongs_to(r, wanted.owner)) {
+            if holder.is_some_and(|r| r.host_interface == interface) {
                 continue;
             }
             if !wanted.ranges.iter().any(|range| range.allows(*address)) {
@@ -477,6 +471,11 @@ impl Pool {
             });
         }
         Ok(())
+    }
+
+    fn position_of(&self, interface: &str) -> Option<usize> {
+        let mut all = self.reservations.iter();
+        all.position(|r| r.host_interface == interface)
     }
 
     fn free(&mut self, address: IpAddr, now: Uptime) {

@@ -59,10 +59,17 @@ pub enum StoreError {
     Pool(#[from] PoolError),
 }
 
+fn is_full(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 /// The likely fix, for the errors that have one.
 fn hint(cause: &io::Error) -> &'static str {
     match cause.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+        _ if is_full(cause) => {
             "; free space on that file system: the reservations are as they were"
         }
         io::ErrorKind::ReadOnlyFilesystem => "; mount that file system writable",
@@ -86,7 +93,12 @@ struct Loaded {
     pool: Pool,
     /// Whether it is what the file holds.
     stored: bool,
+    /// Bytes of the document in the file, without its padding; none when there is no file.
+    length: Option<usize>,
 }
+
+/// A document with its length, none, or why it cannot be ours.
+type Found = Result<Option<(Pool, usize)>, String>;
 
 impl<D: Disk, L: Live> Store<D, L> {
     /// A store under this state directory. Nothing is touched until it is used.
@@ -179,11 +191,15 @@ impl<D: Disk, L: Live> Store<D, L> {
         change: impl FnOnce(&mut Pool) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let _lock = self.lock()?;
-        let Loaded { mut pool, stored } = self.load_or_rebuild()?;
+        let Loaded {
+            mut pool,
+            stored,
+            length,
+        } = self.load_or_rebuild()?;
         let before = pool.clone();
         let value = change(&mut pool)?;
         if !stored || pool != before {
-            self.save(&pool)?;
+            self.save(&pool, length)?;
         }
         Ok(value)
     }
@@ -211,14 +227,18 @@ impl<D: Disk, L: Live> Store<D, L> {
     fn load_or_rebuild(&self) -> Result<Loaded, StoreError> {
         let path = self.path();
         match self.load(&path, &self.network)? {
-            Ok(Some(mut pool)) => {
+            Ok(Some((mut pool, length))) => {
                 let stored = pool.boot_id() == self.boot_id;
                 if !stored {
                     let live = self.live.attachments()?;
                     pool.begin_boot(&self.boot_id, &live);
                     pool.adopt(&live, &BTreeSet::new());
                 }
-                return Ok(Loaded { pool, stored });
+                return Ok(Loaded {
+                    pool,
+                    stored,
+                    length: Some(length),
+                });
             }
             Ok(None) => {}
             Err(reason) => self.set_aside(&path, &reason)?,
@@ -234,18 +254,20 @@ impl<D: Disk, L: Live> Store<D, L> {
         Ok(Loaded {
             pool,
             stored: false,
+            length: None,
         })
     }
 
-    /// Reads a document; the inner error says why it is none of ours.
-    fn load(&self, path: &Path, network: &str) -> Result<Result<Option<Pool>, String>, StoreError> {
+    /// Reads a document, and tells its length; the inner error says why it is none of ours.
+    fn load(&self, path: &Path, network: &str) -> Result<Found, StoreError> {
         let bytes = match self.disk.read(path) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Ok(Ok(None)),
             Err(e) if e.kind() == io::ErrorKind::InvalidData => return Ok(Err(e.to_string())),
             Err(cause) => return Err(io_error("read", path)(cause)),
         };
-        Ok(Pool::from_document(&bytes, network).map(Some))
+        let length = bytes.trim_ascii_end().len();
+        Ok(Pool::from_document(&bytes, network).map(|pool| Some((pool, length))))
     }
 
     /// Keeps a file that is none of ours under another name: nothing of it is lost, and pods can be
@@ -271,26 +293,35 @@ impl<D: Disk, L: Live> Store<D, L> {
         Ok(())
     }
 
-    fn save(&self, pool: &Pool) -> Result<(), StoreError> {
+    /// INVARIANT: afterwards the document's file and the spare one both have as many bytes as the
+    /// document at least. So a release, which makes it shorter, needs no new block in either.
+    fn save(&self, pool: &Pool, before: Option<usize>) -> Result<(), StoreError> {
         let path = self.path();
-        let bytes = pool.to_document().map_err(io_error("encode", &path))?;
-        let mut bytes = bytes;
-        bytes.resize((bytes.len() + ROOM).next_multiple_of(BLOCK), b'\n');
+        let document = pool.to_document().map_err(io_error("encode", &path))?;
+        let mut padded = document.clone();
+        padded.resize((padded.len() + ROOM).next_multiple_of(BLOCK), b'\n');
         // One fixed name under the lock: what a killed call left there is overwritten by the next.
         let spare = self
             .folder
             .join(format!(".{}{IPAM_SUFFIX}.spare", self.network));
-        let write = |path: &Path| {
-            let written = self.disk.overwrite(path, &bytes);
-            written.map_err(io_error("write", path))
+        let grows = before.is_none_or(|before| document.len() > before);
+        if grows && before.is_some() {
+            // This one is the spare next time.
+            let extended = self.disk.extend(&path, padded.len());
+            extended.map_err(io_error("extend", &path))?;
+        }
+        let written = match self.disk.overwrite(&spare, &padded) {
+            // The room is for later.
+            Err(cause) if !grows && is_full(&cause) => self.disk.overwrite(&spare, &document),
+            other => other,
         };
-        write(&spare)?;
+        written.map_err(io_error("write", &spare))?;
         self.disk
             .exchange(&spare, &path)
             .map_err(io_error("replace", &path))?;
         if !spare.exists() {
             // Without it all goes well but a release on a full disk.
-            let _ = self.disk.overwrite(&spare, &bytes);
+            let _ = self.disk.overwrite(&spare, &padded);
         }
         Ok(())
     }
@@ -316,7 +347,7 @@ impl<D: Disk, L: Live> Store<D, L> {
             }
             let path = self.folder.join(format!("{network}{IPAM_SUFFIX}"));
             match self.load(&path, &network)? {
-                Ok(Some(pool)) if pool.boot_id() == self.boot_id => {
+                Ok(Some((pool, _))) if pool.boot_id() == self.boot_id => {
                     out.extend(pool.reservations().iter().flat_map(|r| &r.addresses));
                 }
                 Ok(Some(_)) | Err(_) => complete = false,

@@ -17,6 +17,9 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Print which pods of this node have which addresses, and what nothing owns
+    #[command(after_help = PODS_HELP)]
+    Pods(PodsArgs),
     /// Print what `wg show` prints, with the node's name beside each peer
     #[command(after_help = SHOW_HELP)]
     Show(ShowArgs),
@@ -44,6 +47,13 @@ WG_COLOR_MODE (always, never) and WG_HIDE_KEYS (never) are honoured as by wg.
 
 Exit code: 0 when something could be shown or no interface exists, 1 when nothing could be read,
 2 for wrong usage.";
+
+const PODS_HELP: &str = "\
+The addresses that warren-cni has reserved on this node: for which pod and container, by which
+interface on the node, and since when. A reservation lives as long as its interface; one without is
+listed apart, and released by itself when pods come and go.
+
+Exit code: 0 all could be read; 1 some could not; 2 nothing could be read, or wrong usage.";
 
 const STATUS_HELP: &str = "\
 Exit code: 0 all well; 1 trouble: not protected, the tunnel, the registry or the agent does not
@@ -118,6 +128,17 @@ pub struct ShowArgs {
     /// Where the sockets are.
     #[command(flatten)]
     pub directories: Directories,
+}
+
+/// Arguments of `warren pods`.
+#[derive(Debug, Args)]
+pub struct PodsArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Directory of Warren's state, which only root may read
+    #[arg(long, env = "WARREN_STATE_DIR", default_value = consts::STATE_DIR)]
+    pub state_dir: PathBuf,
 }
 
 /// Arguments of `warren status`.

@@ -1,8 +1,10 @@
-//! The command for people: `warren show`, `warren status`, `warren doctor` and `warren uninstall`.
+//! The command for people: `warren show`, `warren status`, `warren pods`, `warren doctor` and
+//! `warren uninstall`.
 //!
 //! Job: read the sockets that the tunnel and the agent offer ([`sources`]), and print what they
-//! say: as `wg show` does ([`show`]), or as a page about the node and its peers ([`status`]); and
-//! check the node as an operator would ([`doctor`]).
+//! say: as `wg show` does ([`show`]), or as a page about the node and its peers ([`status`]); read
+//! which pods have which addresses, and which nothing owns ([`pods`]); and check the node as an
+//! operator would ([`doctor`]).
 //!
 //! But for [`uninstall`] it refuses to change anything: it writes to no file, sends the daemons nothing
 //! but `get=1`, and does not remove dead sockets as `wg` does. Text that came from other nodes is cleaned of control
@@ -21,6 +23,7 @@ pub mod args;
 pub mod doctor;
 pub mod json;
 mod outcome;
+pub mod pods;
 pub mod show;
 pub mod socket;
 pub mod sources;
@@ -34,6 +37,7 @@ pub use outcome::{Environment, Outcome};
 /// Runs a command and returns what it prints and its exit code.
 pub fn run(cli: &Cli, environment: &Environment) -> Outcome {
     match &cli.command {
+        args::Command::Pods(args) => pods::run(args, environment),
         args::Command::Show(args) => show::run(args, environment),
         args::Command::Status(args) => status::run(args, environment),
         args::Command::Doctor(args) => doctor::run(args, environment),
