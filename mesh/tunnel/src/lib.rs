@@ -38,6 +38,7 @@ mod share;
 mod source;
 pub mod state;
 pub mod status_socket;
+mod steer;
 mod sys;
 mod time;
 pub mod transient;

@@ -26,6 +26,7 @@ use crate::outbox::Outbox;
 use crate::route::{RouteWatch, outgoing_link};
 use crate::share::Share;
 use crate::source::Source;
+use crate::steer::Deal;
 use crate::time::Now;
 use crate::tun::{Tun, TunError};
 use crate::udp::{BATCH, Lane, ReceiveArena, Udp, UdpBook, UdpCounters, UdpError, path_mtu, send};
@@ -114,7 +115,9 @@ pub struct Shard {
     handshakes: Epoll,
     share: Share,
     /// The socket for handshakes that is the next one's turn.
-    next_lane: usize,
+    next_lane: u64,
+    /// Whether a look at them began with the key exchanges that waited.
+    backlog_first: bool,
     control: Control,
     commands: Receiver<Command>,
     out: Outbox,
@@ -135,6 +138,8 @@ const UDP: u64 = 3;
 const HANDSHAKES: u64 = u64::MAX;
 /// The most handshakes that are taken from one socket before it is another one's turn.
 const HANDSHAKE_BATCH: usize = 32;
+/// The most sockets for handshakes that are told to be readable at once: more than there are.
+const MAX_READY: usize = 64;
 
 impl Shard {
     /// Makes the loop of its parts.
@@ -174,6 +179,7 @@ impl Shard {
             handshakes,
             share: Share::new(),
             next_lane: 0,
+            backlog_first: false,
             control,
             commands,
             out: Outbox::new(),
@@ -273,41 +279,48 @@ impl Shard {
     /// Receives handshakes, a few of each socket by turns: all that there are, or under load what
     /// their share of time allows.
     fn receive_handshakes(&mut self, now: Now) {
-        let lanes = self.udp.lanes(Lane::Handshakes).count();
         self.share.begin();
-        let mut empty = 0;
-        while empty < lanes && !self.share.is_used_up() {
-            let lane = self.next_lane % lanes;
-            self.next_lane = lane + 1;
-            let Some(socket) = self.udp.lanes(Lane::Handshakes).nth(lane) else {
-                break;
+        // By turns the one or the other comes first, for either alone can use up the share.
+        if !self.share.is_used_up() {
+            self.backlog_first = !self.backlog_first;
+            if self.backlog_first {
+                self.work_off_backlog(now);
+            }
+        }
+        let mut events = [EpollEvent::empty(); MAX_READY];
+        'looks: while !self.share.is_used_up() {
+            let count = match self.handshakes.wait(&mut events, EpollTimeout::ZERO) {
+                Ok(0) | Err(_) => break,
+                Ok(count) => count,
             };
-            match self.received.receive(socket, HANDSHAKE_BATCH) {
-                Ok(count) => {
-                    self.handle_received(now, count);
-                    empty = if count < HANDSHAKE_BATCH {
-                        empty + 1
-                    } else {
-                        0
-                    };
+            // The one that the last look did not come to is first.
+            let ready = &mut events[..count];
+            ready.sort_unstable_by_key(|event| (event.data() < self.next_lane, event.data()));
+            for event in ready {
+                if self.share.is_used_up() {
+                    break 'looks;
                 }
-                Err(error) => {
-                    self.note_receive_error(&error);
-                    empty += 1;
+                self.next_lane = event.data() + 1;
+                let lane = event.data() as usize;
+                let Some(socket) = self.udp.lanes(Lane::Handshakes).nth(lane) else {
+                    continue;
+                };
+                match self.received.receive(socket, HANDSHAKE_BATCH) {
+                    Ok(count) => self.handle_received(now, count),
+                    Err(error) => self.note_receive_error(&error),
                 }
             }
         }
-        while self.share.is_polled()
-            && !self.share.is_used_up()
-            && self.engine.handle_backlog(now, &mut self.out)
-        {}
+        self.work_off_backlog(now);
         self.flush();
         let was_polled = self.share.is_polled();
         let under_load = self.engine.is_under_load(now);
         if self.share.end(now.monotonic, under_load)
             && let Ok(secret) = getrandom::u32()
         {
-            self.udp.reshuffle(secret);
+            let known = self.engine.endpoints().map(|endpoint| endpoint.ip());
+            let known = known.collect();
+            self.udp.reshuffle(&Deal { secret, known });
         }
         if was_polled != self.share.is_polled() {
             self.engine.hold_backlog(self.share.is_polled());
@@ -321,6 +334,14 @@ impl Shard {
                 tracing::error!(%error, "cannot change how the sockets for handshakes are watched");
             }
         }
+    }
+
+    /// Does the key exchanges that wait, under load, as far as their share of time goes.
+    fn work_off_backlog(&mut self, now: Now) {
+        while self.share.is_polled()
+            && !self.share.is_used_up()
+            && self.engine.handle_backlog(now, &mut self.out)
+        {}
     }
 
     fn handle_received(&mut self, now: Now, count: usize) {
@@ -536,8 +557,8 @@ fn watch_sockets(epoll: &Epoll, handshakes: &Epoll, udp: &Udp) -> io::Result<()>
     for (n, socket) in udp.lanes(Lane::Data).enumerate() {
         watch(epoll, socket, UDP + n as u64)?;
     }
-    for socket in udp.lanes(Lane::Handshakes) {
-        watch(handshakes, socket, 0)?;
+    for (n, socket) in udp.lanes(Lane::Handshakes).enumerate() {
+        watch(handshakes, socket, n as u64)?;
     }
     Ok(())
 }

@@ -1,10 +1,9 @@
 //! The UDP sockets, and datagrams in batches: one system call for many.
 //!
-//! Each family has several sockets on the one port. The kernel puts data messages into the first of
-//! them, by the first byte of the datagram, and all else into one of the others, by a hash of its
-//! source (SO_REUSEPORT with a filter program). So a flood of handshakes never takes the room of data,
-//! and one from a single source only that of a part of the other sources' handshakes; which part
-//! changes with `Udp::reshuffle`. Where the kernel refuses that, everything comes to one socket.
+//! Each family has several sockets on the one port: the first is for data messages, the others are for
+//! handshakes of several kinds, see `steer.rs`. So a flood of handshakes never takes the room of data.
+//! Which sources share a socket changes with `Udp::reshuffle`. Where the kernel refuses that,
+//! everything comes to one socket.
 
 use std::io;
 use std::mem;
@@ -17,6 +16,7 @@ use warren_core::peer_path::SendFailure;
 use crate::outbox::Outbox;
 use crate::send_failures::{SendFailures, cause_of};
 use crate::source::{Control, Endpoint, Source, ask_for_sources};
+use crate::steer::{self, Deal};
 use crate::sys::{check, int_option, set_int_option, wait_writable};
 
 /// The datagrams of one system call.
@@ -25,10 +25,8 @@ pub(crate) const BATCH: usize = 64;
 const SLOT_BYTES: usize = 65_536;
 /// The size of the sockets' buffers: 30 ms at 2 Gb/s.
 const BUFFER_BYTES: libc::c_int = 8 << 20;
-/// The size of each buffer for handshakes: thousands of them.
-const HANDSHAKE_BUFFER_BYTES: libc::c_int = 1 << 20;
-/// The sockets of a family for handshakes, a power of 2.
-const HANDSHAKE_LANES: u32 = 8;
+/// The size of each buffer for handshakes: the kernel doubles it, and counts 768 bytes for each.
+const HANDSHAKE_BUFFER_BYTES: libc::c_int = 512 << 10;
 /// How long a full send buffer is waited for. The TUN's queue fills up meanwhile, which slows the
 /// senders down; dropping would make them send again.
 const WAIT_WRITABLE_MS: libc::c_int = 10;
@@ -174,16 +172,16 @@ impl Udp {
         self.lanes(Lane::Data).chain(self.lanes(Lane::Handshakes))
     }
 
-    /// Deals the sources of handshakes out to the sockets anew. `secret` is what nobody outside
-    /// shall guess, or he could choose whose handshakes share a buffer with his own.
-    pub(crate) fn reshuffle(&self, secret: u32) {
+    /// Deals the sources of handshakes out to the sockets anew.
+    pub(crate) fn reshuffle(&self, deal: &Deal) {
         for (domain, lanes) in [(Domain::IPV4, &self.v4), (Domain::IPV6, &self.v6)] {
             if let Some(lanes) = lanes
                 && !lanes.handshakes.is_empty()
             {
-                // The same program with another number: what fits once fits always, and where it
-                // does not, the old one stays.
-                let _ = steer(domain, &lanes.data, secret);
+                // Where the kernel has no memory for it now, the old one stays.
+                if let Err(error) = steer::attach(domain, &lanes.data, deal) {
+                    tracing::debug!(%error, "handshakes are dealt out as before");
+                }
             }
         }
     }
@@ -233,19 +231,32 @@ impl Udp {
 
 impl Lanes {
     fn open(domain: Domain, address: SocketAddr) -> io::Result<Self> {
+        Self::open_with(domain, address, steer::attach)
+    }
+
+    fn open_with(domain: Domain, address: SocketAddr, attach: Attach) -> io::Result<Self> {
         let data = open(domain, BUFFER_BYTES)?;
         // Alone and without SO_REUSEPORT: a port that another WireGuard has is refused here.
         data.bind(&address.into())?;
-        let handshakes = split_off_handshakes(domain, &data).unwrap_or_else(|error| {
-            tracing::warn!(%error, "no sockets of their own for handshakes: a flood of them can cost data");
-            Vec::new()
-        });
+        let handshakes = split_off_handshakes(domain, &data, attach);
+        let handshakes = match handshakes {
+            Ok(handshakes) => handshakes,
+            Err(error) => {
+                tracing::warn!(%error, "no sockets of their own for handshakes: a flood of them can cost data");
+                // Nobody else shall share the port.
+                data.set_reuse_port(false)?;
+                Vec::new()
+            }
+        };
         Ok(Self { data, handshakes })
     }
 }
 
+/// How the kernel is told which socket is for what.
+type Attach = fn(Domain, &Socket, &Deal) -> io::Result<()>;
+
 /// Makes more sockets on the port of the first, for all that is no data message.
-fn split_off_handshakes(domain: Domain, data: &Socket) -> io::Result<Vec<Socket>> {
+fn split_off_handshakes(domain: Domain, data: &Socket, attach: Attach) -> io::Result<Vec<Socket>> {
     let address = data.local_addr()?;
     data.set_reuse_port(true)?;
     let open_one = |_| {
@@ -254,67 +265,11 @@ fn split_off_handshakes(domain: Domain, data: &Socket) -> io::Result<Vec<Socket>
         socket.bind(&address)?;
         Ok(socket)
     };
-    let handshakes = (0..HANDSHAKE_LANES)
+    let handshakes = (0..steer::lanes())
         .map(open_one)
         .collect::<io::Result<Vec<_>>>()?;
-    steer(domain, data, 1)?;
+    attach(domain, data, &Deal::default())?;
     Ok(handshakes)
-}
-
-/// Has the kernel choose between the sockets of a port: the program's result is a socket's place in
-/// the order in which they were bound.
-fn steer(domain: Domain, socket: &Socket, secret: u32) -> io::Result<()> {
-    const DATA: u32 = 4;
-    const SHIFT: u32 = u32::BITS - HANDSHAKE_LANES.trailing_zeros();
-    let source = libc::SKF_NET_OFF as u32 + if domain == Domain::IPV6 { 8 } else { 12 };
-    let step = |code: u32, jt, jf, k| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
-    let load = |k| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, k);
-    let compute = |operation, k| step(libc::BPF_ALU | operation | libc::BPF_K, 0, 0, k);
-    // Of a datagram without a first byte the program returns 0.
-    let mut program = vec![
-        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, DATA),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
-        load(source),
-        compute(libc::BPF_MUL, secret | 1),
-    ];
-    if domain == Domain::IPV6 {
-        // The second half of the /64; who has one address of it has all of them.
-        program.extend([
-            step(libc::BPF_MISC | libc::BPF_TAX, 0, 0, 0),
-            load(source + 4),
-            step(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_X, 0, 0, 0),
-            compute(libc::BPF_MUL, secret | 1),
-        ]);
-    }
-    program.extend([
-        compute(libc::BPF_XOR, secret.rotate_left(16)),
-        compute(libc::BPF_MUL, 0x9e37_79b1),
-        compute(libc::BPF_RSH, SHIFT),
-        compute(libc::BPF_ADD, 1),
-        step(libc::BPF_RET | libc::BPF_A, 0, 0, 0),
-    ]);
-    let filter = libc::sock_fprog {
-        len: program.len() as libc::c_ushort,
-        filter: program.as_mut_ptr(),
-    };
-    // SAFETY: the pointer and the length describe `filter`, which describes `program`; both outlive
-    // the call, and the kernel only reads them.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_REUSEPORT_CBPF,
-            (&raw const filter).cast(),
-            mem::size_of_val(&filter) as libc::socklen_t,
-        )
-    };
-    check(result).map(drop)
 }
 
 /// How many datagrams the kernel has dropped at a socket.
@@ -671,5 +626,183 @@ impl UdpCounters {
             Some(libc::ENOBUFS | libc::EAGAIN) => self.send_no_buffers += 1,
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::steer::Kind;
+
+    /// Where a datagram from this address comes out: `None` is the socket for data.
+    fn lane_of(lanes: &Lanes, from: &str, datagram: &[u8]) -> Option<usize> {
+        let to = lanes.data.local_addr().unwrap().as_socket().unwrap();
+        let sender = UdpSocket::bind((from, 0)).unwrap();
+        sender.send_to(datagram, to).unwrap();
+        let mut arena = ReceiveArena::new();
+        for _ in 0..500 {
+            if arena.receive(&lanes.data, BATCH).is_ok() {
+                return None;
+            }
+            let mut handshakes = lanes.handshakes.iter();
+            if let Some(lane) = handshakes.position(|socket| arena.receive(socket, BATCH).is_ok()) {
+                return Some(lane);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("a datagram of {} bytes was lost", datagram.len());
+    }
+
+    fn kind_of(lanes: &Lanes, from: &str, datagram: &[u8]) -> Option<Kind> {
+        let lane = lane_of(lanes, from, datagram)?;
+        Some(Kind::of(lane).unwrap())
+    }
+
+    /// A datagram of this type and length, with a byte set.
+    fn datagram(kind: u8, len: usize, set: Option<usize>) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        if let Some(first) = bytes.first_mut() {
+            *first = kind;
+        }
+        if let Some(at) = set {
+            bytes[at] = 0x80;
+        }
+        bytes
+    }
+
+    fn check_kinds(domain: Domain, address: &str, source: &str) {
+        let at = SocketAddr::new(address.parse().unwrap(), 0);
+        let lanes = Lanes::open(domain, at).unwrap();
+        assert_eq!(lanes.handshakes.len(), steer::lanes() as usize);
+        let kind = |bytes: &[u8]| kind_of(&lanes, source, bytes);
+        for len in [32, 33, 148, 1452] {
+            assert_eq!(kind(&datagram(4, len, None)), None, "data of {len} bytes");
+        }
+        assert_eq!(kind(&datagram(2, 92, None)), Some(Kind::Answers));
+        assert_eq!(kind(&datagram(2, 92, Some(80))), Some(Kind::Answers));
+        assert_eq!(kind(&datagram(3, 64, None)), Some(Kind::Answers));
+        // Each single byte of MAC2 makes it a claim, and none before it does.
+        assert_eq!(kind(&datagram(1, 148, None)), Some(Kind::Strangers));
+        assert_eq!(kind(&datagram(1, 148, Some(131))), Some(Kind::Strangers));
+        for at in 132..148 {
+            assert_eq!(kind(&datagram(1, 148, Some(at))), Some(Kind::Claims));
+        }
+        // Rubbish never takes the room of data.
+        for (first, len) in [
+            (0, 0),
+            (4, 1),
+            (4, 31),
+            (1, 4),
+            (1, 140),
+            (1, 149),
+            (9, 1000),
+        ] {
+            let bytes = datagram(first, len, None);
+            assert_eq!(kind(&bytes), Some(Kind::Strangers), "{first}, {len} bytes");
+        }
+        let reserved = datagram(4, 64, Some(2));
+        assert_eq!(kind(&reserved), Some(Kind::Strangers), "reserved bytes");
+    }
+
+    #[test]
+    fn each_kind_of_message_has_sockets_of_its_own_in_both_families() {
+        check_kinds(Domain::IPV4, "127.0.0.1", "127.0.0.1");
+        match UdpSocket::bind("[::1]:0") {
+            Ok(_) => check_kinds(Domain::IPV6, "::1", "::1"),
+            Err(error) => println!("skipped for IPv6: no ::1: {error}"),
+        }
+    }
+
+    #[test]
+    fn peers_have_sockets_apart_from_strangers_however_many_they_are() {
+        let at = "127.0.0.1:0".parse().unwrap();
+        let lanes = Lanes::open(Domain::IPV4, at).unwrap();
+        let initiation = datagram(1, 148, None);
+        let known = |n: u32| IpAddr::V4(Ipv4Addr::from_bits(0x7f01_0000 + 3 * n));
+        for (count, secret) in [
+            (1, 5),
+            (7, 0x8000_0001),
+            (8, 0),
+            (9, 77),
+            (510, 0xdead_beef),
+        ] {
+            let peers = (0..count).map(known);
+            // Those of the other family and duplicates do not count.
+            let others = [known(0), "2001:db8::1".parse().unwrap()];
+            let known_addresses = peers.chain(others).collect();
+            let deal = Deal {
+                secret,
+                known: known_addresses,
+            };
+            steer::attach(Domain::IPV4, &lanes.data, &deal).unwrap();
+            for n in [0, count / 3, count / 2, count - 1] {
+                let peer = known(n).to_string();
+                assert_eq!(
+                    kind_of(&lanes, &peer, &initiation),
+                    Some(Kind::Peers),
+                    "{n} of {count}"
+                );
+                let stranger = known(n).to_string().replace("127.1.", "127.2.");
+                let kind = kind_of(&lanes, &stranger, &initiation);
+                assert_eq!(kind, Some(Kind::Strangers), "{stranger}");
+            }
+        }
+        // More than a program can know: each is among those of one secret or another.
+        let all: Vec<IpAddr> = (0..2000).map(known).collect();
+        let hits = (1..40u32).filter(|n| {
+            let deal = Deal {
+                secret: n.wrapping_mul(0x9e37_79b9),
+                known: all.clone(),
+            };
+            steer::attach(Domain::IPV4, &lanes.data, &deal).unwrap();
+            kind_of(&lanes, &known(1234).to_string(), &initiation) == Some(Kind::Peers)
+        });
+        let hits = hits.count();
+        assert!((1..39).contains(&hits), "{hits} of 39");
+    }
+
+    #[test]
+    fn the_sources_are_spread_over_the_sockets_of_their_kind_and_anew_by_each_secret() {
+        let at = "127.0.0.1:0".parse().unwrap();
+        let lanes = Lanes::open(Domain::IPV4, at).unwrap();
+        let sources: Vec<String> = (1..60).map(|n| format!("127.0.{n}.1")).collect();
+        let dealt = |secret| {
+            let deal = Deal {
+                secret,
+                known: Vec::new(),
+            };
+            steer::attach(Domain::IPV4, &lanes.data, &deal).unwrap();
+            let sources = sources.iter();
+            let lane = |from: &String| lane_of(&lanes, from, &datagram(1, 148, None));
+            sources.map(lane).collect::<Vec<_>>()
+        };
+        let (first, second) = (dealt(0x1234_5678), dealt(0x8765_4321));
+        for dealt in [&first, &second] {
+            let lanes: std::collections::BTreeSet<_> = dealt.iter().collect();
+            assert!(lanes.len() >= 6, "of 8 sockets only {lanes:?}");
+        }
+        let same = first.iter().zip(&second).filter(|(a, b)| a == b).count();
+        assert!(same < 30, "{same} of 59 are where they were");
+    }
+
+    #[test]
+    fn where_the_kernel_refuses_everything_comes_to_the_one_socket_and_the_port_is_ours_alone() {
+        let at = "127.0.0.1:0".parse().unwrap();
+        let refuse: Attach = |_, _, _| Err(io::ErrorKind::Unsupported.into());
+        let lanes = Lanes::open_with(Domain::IPV4, at, refuse).unwrap();
+        assert!(lanes.handshakes.is_empty());
+        for (kind, len) in [(1, 148), (2, 92), (3, 64), (4, 64), (0, 0)] {
+            for n in 1..20 {
+                let from = format!("127.0.0.{n}");
+                assert_eq!(lane_of(&lanes, &from, &datagram(kind, len, None)), None);
+            }
+        }
+        let port = lanes.data.local_addr().unwrap().as_socket().unwrap();
+        let other = open(Domain::IPV4, BUFFER_BYTES).unwrap();
+        other.set_reuse_port(true).unwrap();
+        let error = other.bind(&port.into()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }

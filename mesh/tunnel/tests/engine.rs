@@ -304,6 +304,59 @@ fn a_flood_of_handshakes_is_answered_with_one_cookie_each_and_the_cookie_lets_in
 }
 
 #[test]
+fn a_peer_in_whose_name_a_flood_is_forged_is_called_back_unless_it_has_a_session() {
+    let now = Now::read();
+    let (mut a, mut b) = pair(now);
+    let mut stranger = Side::new("192.0.2.66:66");
+    stranger.add(now, &b, &["10.2.0.0/24"]);
+    let forged = stranger
+        .tun(now, &packet("10.1.0.1", "10.2.0.1", 40, 0))
+        .remove(0)
+        .1;
+    // The peer was tried and given up, long ago.
+    for passed in 0..200 {
+        b.settle(now + seconds(passed));
+    }
+    let later = now + seconds(200);
+    // Handshakes are begun in rounds that are 20 ms apart.
+    let rest = |b: &mut Side, from: Now| -> Vec<_> {
+        let rounds = (0..10).map(|n| from + Duration::from_millis(25 * n));
+        rounds.flat_map(|now| b.settle(now)).collect()
+    };
+    let flood = |b: &mut Side, from| {
+        for _ in 0..300 {
+            b.udp(later, from, &forged);
+        }
+        rest(b, later)
+    };
+    let to = a.address;
+    assert!(
+        flood(&mut b, stranger.address).is_empty(),
+        "nobody's address"
+    );
+    let call = flood(&mut b, a.address);
+    assert_eq!(call.len(), 1, "once");
+    assert_eq!((call[0].0, call[0].1.len()), (to, 148));
+    assert!(flood(&mut b, a.address).is_empty(), "not again before 5 s");
+    // The answer goes ahead of the flood, and the session stands.
+    carry(later, &mut [&mut b, &mut a], 0, call);
+    let answered = b.settle(later);
+    carry(later, &mut [&mut b, &mut a], 0, answered);
+    let data = b.tun(later, &packet("10.2.0.1", "10.1.0.1", 40, 0));
+    carry(later, &mut [&mut b, &mut a], 0, data);
+    assert_eq!(a.delivered.len(), 1);
+    let later = later + seconds(10);
+    for _ in 0..600 {
+        b.udp(later, a.address, &forged);
+    }
+    let sent = b.settle(later);
+    assert!(
+        sent.iter().all(|(_, sent)| sent.len() != 148),
+        "it has a session"
+    );
+}
+
+#[test]
 fn sessions_older_than_180_seconds_are_refused_in_both_directions() {
     let now = Now::read();
     let (mut a, mut b) = connected(now);

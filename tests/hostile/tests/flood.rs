@@ -33,6 +33,10 @@ use warren_lab::{Host, Lab, Link, Proc, require};
 /// One flood at a time: the figures of two would be each other's.
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// The forged initiations of a second.
+const RATE: u64 = 100_000;
+/// How soon an honest new peer gets in.
+const NEWCOMER: Duration = Duration::from_secs(10);
 const TUNNEL_PORT: u16 = 51871;
 const CLOSED_PORT: u16 = 9;
 /// How long a flood runs before and after what is measured beside it.
@@ -141,6 +145,9 @@ impl Scene {
             .args(["--count", &attack.count.to_string()])
             .args(["--rate", &attack.rate.to_string()])
             .args(["--seed", &attack.seed.to_string()]);
+        if let Some(from) = &attack.from {
+            command.args(["--from", from]);
+        }
         match &attack.recorded {
             Some(path) => command.arg("--recorded").arg(path),
             None => command.arg("--forge"),
@@ -168,6 +175,8 @@ struct Attack {
     count: u64,
     rate: u64,
     seed: u64,
+    /// The source that is forged, see `hostile-flood`.
+    from: Option<String>,
 }
 
 /// A TCP flow through the tunnel into the attacked node, as fast as it goes, until dropped.
@@ -357,47 +366,105 @@ fn random_and_mutated_datagrams_get_no_answer_and_leave_a_session_its_goodput() 
             count,
             rate,
             seed: 0,
+            from: None,
         },
     )
 }
 
-#[test]
-fn forged_initiations_get_cookies_at_most_and_an_honest_new_peer_gets_in() -> Result<()> {
-    require!();
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let scene = Scene::new("forged")?;
-    // An honest peer that nobody has spoken with comes in the middle of a flood.
-    let newcomer = Node::start(&scene.lab, 3)?;
-    scene.lab.connect(
-        newcomer.host.end("eth0").addr("203.0.113.3/24"),
-        scene.victim.host.end("eth2").addr("203.0.113.1/24"),
+/// Node `number` at 203.0.113.`number`, on a cable of its own, comes up in the middle of a flood of
+/// 100,000 initiations a second from where `from` says, while data goes through the other session.
+fn newcomer(scene: &Scene, number: u8, from: Option<&str>, known: bool) -> Result<()> {
+    let node = Node::start(&scene.lab, number)?;
+    let (own, victim) = (
+        format!("203.0.{number}.{number}"),
+        format!("203.0.{number}.1"),
+    );
+    let _cable = scene.lab.connect(
+        scene
+            .victim
+            .host
+            .end(&format!("eth{number}"))
+            .addr(&format!("{victim}/24")),
+        node.host.end("eth0").addr(&format!("{own}/24")),
     )?;
+    let name = match from {
+        None => "the attacker's address".to_owned(),
+        Some("random") => "addresses at random".to_owned(),
+        Some(address) => format!("{address}, the newcomer's own address"),
+    };
+    let flow = TcpFlow::start(scene)?;
+    let attack = Attack {
+        recorded: None,
+        count: 6_000_000,
+        rate: RATE,
+        seed: number.into(),
+        from: from.map(str::to_owned),
+    };
+    let before = scene.victim.status()?;
+    let flood = scene.flood(TUNNEL_PORT, &attack)?;
+    std::thread::sleep(Duration::from_millis(1500));
+    let endpoint = known.then(|| format!("{own}:51871"));
+    let prefix = format!("10.{number}.0.0/16");
     scene
         .victim
-        .add_peer(&newcomer.public_key()?, None, &["10.3.0.0/16"])?;
-    let long = Attack {
-        recorded: None,
-        count: 1_500_000,
-        rate: 100_000,
-        seed: 9,
-    };
-    let flood = scene.flood(TUNNEL_PORT, &long)?;
-    std::thread::sleep(Duration::from_millis(1500));
-    newcomer.add_peer(&scene.key, Some("203.0.113.1:51871"), &["10.1.0.0/16"])?;
-    let took = newcomer.wait_ping("10.1.0.1", Duration::from_secs(10))?;
+        .add_peer(&node.public_key()?, endpoint.as_deref(), &[&prefix])?;
+    let (received, start) = (flow.received.load(Ordering::Relaxed), Instant::now());
+    node.add_peer(
+        &scene.key,
+        Some(&format!("{victim}:51871")),
+        &["10.1.0.0/16"],
+    )?;
+    let took = node.wait_ping("10.1.0.1", NEWCOMER);
+    let took = took.with_context(|| format!("{name}: {:?}", scene.victim.status()))?;
+    let goodput = (flow.received.load(Ordering::Relaxed) - received) as f64 * 8e-6
+        / start.elapsed().as_secs_f64();
+    let after = scene.victim.status()?;
+    let seen = after["udp_rx_datagrams"] + after["udp_handshake_overflows"]
+        - before["udp_rx_datagrams"]
+        - before["udp_handshake_overflows"];
     println!(
-        "an honest new peer got in after {took:.1?}, flood running: {}",
-        flood.is_running()
+        "a flood from {name}: an honest new peer got in after {took:.1?} beside data of \
+         {goodput:.0} Mbit/s; {} handshakes lost in the kernel, {seen} datagrams in all",
+        after["udp_handshake_overflows"] - before["udp_handshake_overflows"],
     );
     ensure!(
         flood.is_running(),
         "the flood was over before: {}",
         flood.log()
     );
+    ensure!(
+        after["drop_under_load"] > before["drop_under_load"],
+        "the flood made no load"
+    );
     scene.victim.ensure_running()?;
     flood.kill();
+    drop(flow);
     scene.other.wait_ping("10.1.0.1", PATIENCE)?;
+    Ok(())
+}
 
+#[test]
+fn an_honest_new_peer_gets_in_whatever_addresses_a_flood_is_forged_from() -> Result<()> {
+    require!();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let scene = Scene::new("newcomer")?;
+    // Cookies for sources at random find their way out.
+    scene.victim.host.sh(
+        "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth1.rp_filter=0
+         ip route add default via 198.51.100.66",
+    )?;
+    // One that the attacked knows no address of, from which the flood does not come.
+    newcomer(&scene, 3, None, false)?;
+    // As in a mesh, whose nodes know each other's endpoints.
+    newcomer(&scene, 4, Some("203.0.4.4:51871"), true)?;
+    newcomer(&scene, 5, Some("random"), true)
+}
+
+#[test]
+fn forged_initiations_get_cookies_at_most_and_leave_a_session_its_goodput() -> Result<()> {
+    require!();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let scene = Scene::new("forged")?;
     let (rounds, count) = if is_long() {
         (5, 2_000_000)
     } else {
@@ -406,8 +473,9 @@ fn forged_initiations_get_cookies_at_most_and_an_honest_new_peer_gets_in() -> Re
     let forged = Attack {
         recorded: None,
         count,
-        rate: 100_000,
+        rate: RATE,
         seed: 0,
+        from: None,
     };
     attack(&scene, "forged initiations", rounds, &forged)
 }

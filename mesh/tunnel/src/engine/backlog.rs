@@ -2,9 +2,10 @@
 //! a burst of them, honest or not, never holds up the data for longer than that takes.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::Instant;
 
-use super::Engine;
+use super::{Engine, PeerId};
 use crate::drops::DropReason;
 use crate::gate::{Class, Verdict};
 use crate::message::{COOKIE_REPLY_LEN, Message};
@@ -14,6 +15,9 @@ use crate::time::Now;
 
 /// How many key exchanges are done at once: one takes a responder 135 us.
 const AT_ONCE: usize = 8;
+/// From how many that wait on no more join them without a cookie while their time is limited: beside
+/// data, which leaves a sixteenth of a core at best, that is a wait of 140 ms.
+const LONG: usize = 64;
 /// How many handshakes of each class wait: as many as may be admitted in a second.
 const MAX_WAITING: usize = 4096;
 
@@ -51,6 +55,11 @@ impl Backlog {
         }
         self.done += 1;
         !self.held && self.since.is_none() && self.done <= AT_ONCE
+    }
+
+    /// Whether what proves nothing would wait for long, in the share of time that is left to it.
+    fn is_long(&self) -> bool {
+        self.held && self.unproven.len() >= LONG
     }
 
     fn push(
@@ -109,6 +118,7 @@ impl Engine {
             _ => false,
         };
         let identity = self.identity.as_mut().ok_or(DropReason::NoPrivateKey)?;
+        identity.gate.note_congested(self.backlog.is_long());
         let mut cookie = [0; COOKIE_REPLY_LEN];
         let verdict = identity.judge(
             now.monotonic,
@@ -117,10 +127,14 @@ impl Engine {
             awaited,
             &mut cookie,
         );
+        let unheard = identity.gate.take_unheard();
         if identity.gate.asks_who_is_known() {
             let peers = self.peers.iter().flatten();
             let addresses = peers.filter_map(|peer| Some(peer.endpoint?.ip()));
             identity.gate.know(addresses);
+        }
+        if let Some(address) = unheard {
+            self.call_back(now, address);
         }
         match verdict {
             Verdict::Admit(_) if self.backlog.is_free(now.monotonic) => {
@@ -134,6 +148,23 @@ impl Engine {
                 Err(DropReason::UnderLoad)
             }
             Verdict::Refuse(reason) => Err(reason),
+        }
+    }
+
+    /// Begins a handshake with the peers at an address whose own initiations are not told from
+    /// forged ones: to ours only they have the answer.
+    fn call_back(&mut self, now: Now, address: IpAddr) {
+        let cut_off = |id: &PeerId| {
+            let peer = self.peers.get(id.0 as usize).and_then(Option::as_ref);
+            peer.is_some_and(|peer| {
+                let session = peer.session.as_ref();
+                peer.endpoint.is_some_and(|at| at.ip() == address)
+                    && !session.is_some_and(|session| session.sendable(now.monotonic))
+            })
+        };
+        let ids: Vec<PeerId> = self.by_key.values().copied().filter(cut_off).collect();
+        for id in ids {
+            self.enqueue_start(id, now.monotonic);
         }
     }
 

@@ -232,6 +232,11 @@ impl Engine {
         self.by_key.len()
     }
 
+    /// Goes through the endpoints of the peers that have one.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.peers.iter().flatten().filter_map(|peer| peer.endpoint)
+    }
+
     /// Returns the bytes of packets that wait for handshakes now.
     pub fn waiting_bytes(&self) -> usize {
         self.budget.used_bytes

@@ -1,7 +1,7 @@
 //! Floods a UDP port with bad WireGuard traffic and prints what it sent as a line of JSON.
 
 use std::net::{SocketAddrV4, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -41,11 +41,67 @@ struct Options {
     /// Makes the same attack again
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Forge this source as ADDRESS:PORT, or `random` ones; without it, it is the host's own
+    #[arg(long, requires = "forge")]
+    from: Option<From>,
+}
+
+/// Whose address a datagram claims to be from.
+#[derive(Clone, Copy, Debug)]
+enum From {
+    One(SocketAddrV4),
+    Random,
+}
+
+impl std::str::FromStr for From {
+    type Err = std::net::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "random" => Ok(Self::Random),
+            address => address.parse().map(Self::One),
+        }
+    }
+}
+
+/// Bytes of the headers of IPv4 and UDP.
+const HEADERS_LEN: usize = 28;
+
+/// Puts headers before a datagram; the kernel fills in the length and the checksum of IPv4's.
+fn with_headers(from: From, to: SocketAddrV4, datagram: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; HEADERS_LEN];
+    bytes[0] = 0x45;
+    bytes[8] = 64;
+    bytes[9] = libc::IPPROTO_UDP as u8;
+    bytes[16..20].copy_from_slice(&to.ip().octets());
+    if let From::One(from) = from {
+        bytes[12..16].copy_from_slice(&from.ip().octets());
+        bytes[20..22].copy_from_slice(&from.port().to_be_bytes());
+    }
+    bytes[22..24].copy_from_slice(&to.port().to_be_bytes());
+    let len = (datagram.len() + 8) as u16;
+    bytes[24..26].copy_from_slice(&len.to_be_bytes());
+    bytes.extend_from_slice(datagram);
+    bytes
+}
+
+/// Gives each datagram another source, of some billion of addresses that anybody can have.
+fn scatter(random: &mut Random, batch: &mut [Vec<u8>]) {
+    for bytes in batch {
+        let source = random.bits();
+        let first = 20 + (source >> 32) as u8 % 80;
+        bytes[12..16].copy_from_slice(&(source as u32).to_be_bytes());
+        bytes[12] = first;
+        bytes[20..22].copy_from_slice(&((source >> 48) as u16).to_be_bytes());
+    }
 }
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let socket = UdpSocket::bind("0.0.0.0:0").context("make a socket")?;
+    let socket = match options.from {
+        None => OwnedFd::from(UdpSocket::bind("0.0.0.0:0").context("make a socket")?),
+        Some(_) => raw_socket().context("make a raw socket")?,
+    };
     let recorded = match &options.recorded {
         Some(path) => read_recorded(path)?,
         None => Vec::new(),
@@ -62,13 +118,19 @@ fn main() -> anyhow::Result<()> {
         forger.initiation(&mut random, &mut initiation);
         initiation.to_vec()
     };
-    let forged: Vec<Vec<Vec<u8>>> = match options.forge {
+    let mut forged: Vec<Vec<Vec<u8>>> = match options.forge {
         true => (0..FORGED_BATCHES)
             .map(|_| (0..BATCH).map(|_| forge()).collect())
             .collect(),
         false => Vec::new(),
     };
+    if let Some(from) = options.from {
+        for datagram in forged.iter_mut().flatten() {
+            *datagram = with_headers(from, options.to, datagram);
+        }
+    }
     let mut batch: Vec<Vec<u8>> = vec![Vec::new(); BATCH];
+    let mut sources = Random::new(!options.seed);
     let (mut sent, mut answerable, mut failed) = (0u64, 0u64, 0u64);
     let start = Instant::now();
     for round in 0.. {
@@ -77,7 +139,11 @@ fn main() -> anyhow::Result<()> {
         }
         let batch = if options.forge {
             answerable += BATCH as u64;
-            &forged[round % FORGED_BATCHES]
+            let batch = &mut forged[round % FORGED_BATCHES];
+            if let Some(From::Random) = options.from {
+                scatter(&mut sources, batch);
+            }
+            batch
         } else {
             for datagram in &mut batch {
                 mutator.next(datagram);
@@ -100,6 +166,18 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A socket for datagrams that have their headers already.
+fn raw_socket() -> std::io::Result<OwnedFd> {
+    let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: the call has no memory to do with.
+    let socket = unsafe { libc::socket(libc::AF_INET, flags, libc::IPPROTO_RAW) };
+    if socket < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
+}
+
 fn read_recorded(path: &PathBuf) -> anyhow::Result<Vec<Vec<u8>>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let bytes = |line: &str| -> anyhow::Result<Vec<u8>> {
@@ -111,7 +189,7 @@ fn read_recorded(path: &PathBuf) -> anyhow::Result<Vec<Vec<u8>>> {
 }
 
 /// Sends a batch, and tells how many datagrams did not leave.
-fn send(socket: &UdpSocket, to: SocketAddrV4, batch: &[Vec<u8>]) -> u64 {
+fn send(socket: &OwnedFd, to: SocketAddrV4, batch: &[Vec<u8>]) -> u64 {
     let mut address = libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
         sin_port: to.port().to_be(),

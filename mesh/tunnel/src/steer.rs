@@ -1,0 +1,272 @@
+//! Which of the sockets of a port the kernel puts a datagram into: a filter program over its first
+//! bytes and its source (SO_REUSEPORT with classic BPF).
+//!
+//! ```text
+//! data message ------------------------------------------> the socket for data
+//! response, cookie --------------------------------------> Answers
+//! initiation with a MAC2 that is not zero ---------------> Claims     each of these has several
+//! initiation of a peer's address ------------------------> Peers      sockets, and a keyed hash of
+//! any other initiation ----------------------------------> Strangers  the source chooses
+//! what is none of these by type and length --------------> Strangers
+//! ```
+//!
+//! The kernel authenticates nothing, so anybody can fill any of these sockets. What it is for: a
+//! flood of one kind leaves the others their room, and so does one from a single source to most
+//! sources of its own kind. Who has a cookie, or answers us, does not share with those who have
+//! proven nothing; a peer whose address is known does not share with strangers.
+
+use std::io;
+use std::mem;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+
+use socket2::{Domain, Socket};
+
+use crate::message::{DATA_OVERHEAD, INITIATION_LEN, MAC2_LEN};
+use crate::sys::check;
+
+/// The most addresses of peers that a program knows. With more peers each program knows others of
+/// them. The kernel's limits are 4,096 instructions, and 20 KiB in all by default before Linux 6.9.
+const MAX_KNOWN: usize = 512;
+/// How many addresses are compared one after the other at the end of a search.
+const RUN: usize = 8;
+/// Types as the program reads them: the first four bytes in network order.
+const INITIATION: u32 = 0x0100_0000;
+const RESPONSE: u32 = 0x0200_0000;
+const COOKIE_REPLY: u32 = 0x0300_0000;
+const DATA: u32 = 0x0400_0000;
+/// Where in the program's scratch memory the hash is.
+const HASH_AT: u32 = 0;
+/// The instructions that end a program at a lane.
+const LEAF: u8 = 4;
+
+/// A kind of datagram that has sockets of its own, beside data messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Responses and cookie replies: they answer initiations of ours, or claim to.
+    Answers,
+    /// Initiations that claim to carry the cookie of their source.
+    Claims,
+    /// Initiations from the addresses of peers.
+    Peers,
+    /// All others, and rubbish.
+    Strangers,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Answers, Self::Claims, Self::Peers, Self::Strangers];
+
+    /// How many sockets it has, as a power of 2.
+    const fn bits(self) -> u32 {
+        match self {
+            Self::Answers => 1,
+            Self::Claims | Self::Peers => 2,
+            Self::Strangers => 3,
+        }
+    }
+
+    /// The first of its sockets among those that are not for data.
+    fn first(self) -> u32 {
+        let before = Self::ALL.into_iter().take_while(|kind| *kind != self);
+        before.map(|kind| 1 << kind.bits()).sum()
+    }
+
+    /// The kind that a socket is for.
+    #[cfg(test)]
+    pub(crate) fn of(lane: usize) -> Option<Self> {
+        let belongs = |kind: &Self| {
+            let first = kind.first() as usize;
+            (first..first + (1 << kind.bits())).contains(&lane)
+        };
+        Self::ALL.into_iter().find(belongs)
+    }
+}
+
+/// How many sockets there are for what is no data message.
+pub(crate) fn lanes() -> u32 {
+    Kind::ALL.into_iter().map(|kind| 1 << kind.bits()).sum()
+}
+
+/// By what datagrams are dealt out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Deal {
+    /// What nobody outside shall guess, or he could choose whose handshakes share a socket with his.
+    pub(crate) secret: u32,
+    /// The addresses of peers.
+    pub(crate) known: Vec<IpAddr>,
+}
+
+/// Has the kernel choose between the sockets of a port: the first bound is the one for data.
+pub(crate) fn attach(domain: Domain, socket: &Socket, deal: &Deal) -> io::Result<()> {
+    let mut program = program(domain, deal);
+    let filter = libc::sock_fprog {
+        len: program.len() as libc::c_ushort,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the pointer and the length describe `filter`, which describes `program`; both outlive
+    // the call, and the kernel only reads them.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const filter).cast(),
+            mem::size_of_val(&filter) as libc::socklen_t,
+        )
+    };
+    check(result).map(drop)
+}
+
+type Program = Vec<libc::sock_filter>;
+
+fn program(domain: Domain, deal: &Deal) -> Program {
+    const MAC2_AT: u32 = (INITIATION_LEN - MAC2_LEN) as u32;
+    let mut program = Program::new();
+    let out = &mut program;
+    // A load beyond the end would end the program with 0, the socket for data: lengths come first.
+    load_len(out);
+    jump(out, libc::BPF_JGE, DATA_OVERHEAD as u32, 0, 3);
+    load(out, 0);
+    jump(out, libc::BPF_JEQ, DATA, 0, 1);
+    step(out, libc::BPF_RET | libc::BPF_K, 0);
+    put_hash(out, domain, deal.secret);
+    step(out, libc::BPF_ST, HASH_AT);
+    load_len(out);
+    jump(out, libc::BPF_JGE, DATA_OVERHEAD as u32, LEAF, 0);
+    leaf(out, Kind::Strangers);
+    load(out, 0);
+    for answer in [RESPONSE, COOKIE_REPLY] {
+        jump(out, libc::BPF_JEQ, answer, 0, LEAF);
+        leaf(out, Kind::Answers);
+    }
+    jump(out, libc::BPF_JEQ, INITIATION, LEAF, 0);
+    leaf(out, Kind::Strangers);
+    load_len(out);
+    jump(out, libc::BPF_JEQ, INITIATION_LEN as u32, LEAF, 0);
+    leaf(out, Kind::Strangers);
+    for word in 0..MAC2_LEN as u32 / 4 {
+        load(out, MAC2_AT + 4 * word);
+        jump(out, libc::BPF_JEQ, 0, LEAF, 0);
+        leaf(out, Kind::Claims);
+    }
+    let known = hashes(domain, deal);
+    if !known.is_empty() {
+        step(out, libc::BPF_LD | libc::BPF_MEM, HASH_AT);
+        let mut misses = Vec::new();
+        search(out, &known, &mut misses);
+        for miss in misses {
+            land(out, miss);
+        }
+    }
+    leaf(out, Kind::Strangers);
+    program
+}
+
+/// Compares the hash with those of the peers, which are sorted; on a miss it jumps to what follows.
+fn search(out: &mut Program, hashes: &[u32], misses: &mut Vec<usize>) {
+    if hashes.len() <= RUN {
+        for (n, hash) in hashes.iter().enumerate() {
+            let hit = (hashes.len() - n) as u8;
+            jump(out, libc::BPF_JEQ, *hash, hit, 0);
+        }
+        misses.push(out.len());
+        step(out, libc::BPF_JMP | libc::BPF_JA, 0);
+        leaf(out, Kind::Peers);
+        return;
+    }
+    let (low, high) = hashes.split_at(hashes.len() / 2);
+    jump(out, libc::BPF_JGE, high[0], 0, 1);
+    let to_high = out.len();
+    step(out, libc::BPF_JMP | libc::BPF_JA, 0);
+    search(out, low, misses);
+    land(out, to_high);
+    search(out, high, misses);
+}
+
+/// Lets the jump at this place lead to what follows.
+fn land(out: &mut Program, jump: usize) {
+    out[jump].k = (out.len() - jump - 1) as u32;
+}
+
+/// What [`source_hash`] computes.
+fn put_hash(out: &mut Program, domain: Domain, secret: u32) {
+    let compute = |out: &mut Program, operation, k| {
+        step(out, libc::BPF_ALU | operation | libc::BPF_K, k);
+    };
+    let source = libc::SKF_NET_OFF as u32 + if domain == Domain::IPV6 { 8 } else { 12 };
+    load(out, source);
+    compute(out, libc::BPF_MUL, secret | 1);
+    if domain == Domain::IPV6 {
+        step(out, libc::BPF_MISC | libc::BPF_TAX, 0);
+        load(out, source + 4);
+        step(out, libc::BPF_ALU | libc::BPF_ADD | libc::BPF_X, 0);
+        compute(out, libc::BPF_MUL, secret | 1);
+    }
+    compute(out, libc::BPF_XOR, secret.rotate_left(16));
+    compute(out, libc::BPF_MUL, 0x9e37_79b1);
+}
+
+/// A keyed hash of an address of the family; of IPv6 of its /64, for who has one address of it has
+/// all of them. Two IPv4 addresses never have the same.
+fn source_hash(domain: Domain, source: IpAddr, secret: u32) -> Option<u32> {
+    let mixed = match source {
+        IpAddr::V4(address) if domain == Domain::IPV4 => address.to_bits().wrapping_mul(secret | 1),
+        IpAddr::V6(address) if domain == Domain::IPV6 => {
+            let network = (address.to_bits() >> 64) as u64;
+            let (high, low) = ((network >> 32) as u32, network as u32);
+            let high = high.wrapping_mul(secret | 1);
+            low.wrapping_add(high).wrapping_mul(secret | 1)
+        }
+        _ => return None,
+    };
+    Some((mixed ^ secret.rotate_left(16)).wrapping_mul(0x9e37_79b1))
+}
+
+/// The hashes of as many peers as a program may know; which ones depends on the secret.
+fn hashes(domain: Domain, deal: &Deal) -> Vec<u32> {
+    let known = deal.known.iter();
+    let mut hashes: Vec<u32> = known
+        .filter_map(|address| source_hash(domain, *address, deal.secret))
+        .collect();
+    hashes.sort_unstable();
+    hashes.dedup();
+    hashes.truncate(MAX_KNOWN);
+    hashes
+}
+
+/// Ends the program: the lane is chosen by the hash's top bits.
+fn leaf(out: &mut Program, kind: Kind) {
+    step(out, libc::BPF_LD | libc::BPF_MEM, HASH_AT);
+    let shift = u32::BITS - kind.bits();
+    step(out, libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K, shift);
+    let first = 1 + kind.first();
+    step(out, libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, first);
+    step(out, libc::BPF_RET | libc::BPF_A, 0);
+}
+
+fn load(out: &mut Program, at: u32) {
+    step(out, libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at);
+}
+
+/// Loads the length of the datagram without its headers.
+fn load_len(out: &mut Program) {
+    step(out, libc::BPF_LD | libc::BPF_W | libc::BPF_LEN, 0);
+}
+
+fn jump(out: &mut Program, comparison: u32, k: u32, jt: u8, jf: u8) {
+    out.push(libc::sock_filter {
+        code: (libc::BPF_JMP | comparison | libc::BPF_K) as u16,
+        jt,
+        jf,
+        k,
+    });
+}
+
+fn step(out: &mut Program, code: u32, k: u32) {
+    out.push(libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    });
+}
