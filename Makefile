@@ -21,7 +21,7 @@ build: build-deps ## build the programs (target/release/warren*)
 
 test: deps ## run all tests that this machine allows, naming each skip
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite
+	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite
 
 demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
@@ -34,16 +34,16 @@ bench-cni: deps ## ADD and DEL of warren-cni beside ptp + host-local, alone and 
 test-cni: deps ## the plugin by the CNI specification, in chains, by cnitool, under containerd
 	tests/cni/prepare
 	$(CARGO) build --workspace --bins
-	$(CARGO) test -p warren-cni-suite
+	$(CARGO) test --no-fail-fast -p warren-cni-suite
 
 test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a virtual machine among them
 	tests/interop/prepare
 	$(CARGO) build -p warren-tunnel -p warren-lab -p warren-interop
-	$(CARGO) test -p warren-interop
+	$(CARGO) test --no-fail-fast -p warren-interop
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
 	$(CARGO) build $(if $(LONG),--release) -p warren-tunnel -p warren-hostile
-	WARREN_LONG=$(LONG) $(CARGO) test $(if $(LONG),--release) -p warren-hostile -- --nocapture --test-threads=1
+	WARREN_LONG=$(LONG) $(CARGO) test --no-fail-fast $(if $(LONG),--release) -p warren-hostile -- --nocapture --test-threads=1
 
 sim: ## random scenarios of a simulated cluster: 10,000, or SECONDS=60 of them, or one SEED= again
 	$(CARGO) build --release -p warren-sim
