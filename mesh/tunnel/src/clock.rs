@@ -78,7 +78,7 @@ fn unix_time() -> Duration {
         .unwrap_or_default()
 }
 
-fn boot_time() -> Duration {
+pub(crate) fn boot_time() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

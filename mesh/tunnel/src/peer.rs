@@ -62,7 +62,7 @@ pub(crate) struct Peer {
     pub(crate) inner_mtu: usize,
     pub(crate) tx_bytes: u64,
     pub(crate) rx_bytes: u64,
-    pub(crate) last_handshake: Option<Duration>,
+    pub(crate) last_handshake: Option<Now>,
     /// When the device's timers call on it next.
     pub(crate) deadline: Option<Instant>,
     /// When its path was last asked for; `None` after the endpoint changed.
@@ -413,7 +413,7 @@ impl Peer {
     }
 
     fn completed(&mut self, ctx: &mut Context<'_>) {
-        self.last_handshake = Some(ctx.now.unix);
+        self.last_handshake = Some(ctx.now);
         tracing::debug!(peer = %self.public_key, "handshake complete");
         self.send_waiting(ctx);
     }

@@ -437,7 +437,7 @@ impl Shard {
         loop {
             match self.commands.try_recv() {
                 // Whoever asked may have gone away meanwhile.
-                Ok(Command::Get(answer)) => drop(answer.send(self.engine.get())),
+                Ok(Command::Get(answer)) => drop(answer.send(self.engine.get_at(now))),
                 Ok(Command::Set(request, answer)) => drop(answer.send(self.set(now, &request))),
                 Ok(Command::Status(answer)) => drop(answer.send(self.status())),
                 Ok(Command::Stop) => return true,

@@ -30,9 +30,13 @@ mod node;
 mod pod;
 mod traffic;
 mod underlay;
+mod wall_clock;
 
 pub use mesh::{CLUSTER_V4, CLUSTER_V6, Mesh};
 pub use node::Node;
 pub use pod::MeshPod;
 pub use traffic::{MARKER, Ping, Probe, ProbeResult, Transfer, ping, ping_each, transfer};
-pub use underlay::{assert_captured, reason, wait_back, wait_degraded, wait_well};
+pub use underlay::{
+    assert_captured, assert_check_can_fail, reason, wait_back, wait_degraded, wait_well,
+};
+pub use wall_clock::WallClock;

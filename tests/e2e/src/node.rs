@@ -31,6 +31,8 @@ pub struct Node {
     pub agent: Option<Proc>,
     /// Its pod ranges, one of each family.
     pub pod_cidrs: [String; 2],
+    /// What its programs find in their environment besides the test's own.
+    pub env: Vec<(String, String)>,
     registry: PathBuf,
 }
 
@@ -53,6 +55,7 @@ impl Node {
                 format!("10.244.{number}.0/24"),
                 format!("fd00:244:0:{number:x}::/64"),
             ],
+            env: Vec::new(),
             registry,
         }
     }
@@ -95,6 +98,7 @@ impl Node {
     pub fn start_tunnel(&mut self) -> Result<()> {
         let mut command = Command::new(bin("warren-tunnel")?);
         command.arg("--state-dir").arg(self.state_dir());
+        command.envs(self.env.clone());
         self.tunnel = Some(self.host.spawn(&mut command)?);
         Ok(())
     }
@@ -116,6 +120,7 @@ impl Node {
         if !self.addresses.is_empty() {
             command.args(["--node-addresses", &self.addresses.join(",")]);
         }
+        command.envs(self.env.clone());
         self.agent = Some(self.host.spawn(&mut command)?);
         Ok(())
     }
@@ -134,9 +139,9 @@ impl Node {
 
     /// Runs `warren` there and gives its exit code and standard output.
     pub fn warren(&self, args: &[&str]) -> Result<(i32, String)> {
-        let out = self
-            .host
-            .output(Command::new(bin("warren")?).args(args), ANSWER_LIMIT)?;
+        let mut command = Command::new(bin("warren")?);
+        command.args(args).envs(self.env.clone());
+        let out = self.host.output(&mut command, ANSWER_LIMIT)?;
         Ok((out.status.code().unwrap_or(-1), out.stdout))
     }
 

@@ -98,6 +98,7 @@ fn cni(node: &Node, verb: &str, container_id: &str, pod: Option<&Pod>) -> Result
     let plugin = bin(config["type"].as_str().context("the plugin has no type")?)?;
     let mut command = Command::new(&plugin);
     command
+        .envs(node.env.clone())
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", container_id)
         .env("CNI_IFNAME", "eth0")

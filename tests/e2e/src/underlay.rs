@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use warren_lab::{Capture, Space};
 
+use crate::mesh::Mesh;
 use crate::node::Node;
-use crate::traffic::ping;
+use crate::traffic::{MARKER, ping};
 
 /// Why `node` says that traffic with `other` suffers; `None` when it does not say so.
 pub fn reason(node: &Node, other: &Node) -> Result<Option<String>> {
@@ -101,4 +102,21 @@ pub fn assert_captured(capture: Capture, least: u64) {
     report.assert_clean();
     let seen = report.wireguard_total().frames;
     assert!(seen >= least, "only {seen} WireGuard packets were captured");
+}
+
+/// The positive control of a mesh's captures: the same check sees one marked datagram in clear, sent
+/// by node1 itself to the router, on node1's cable and on the router's.
+pub fn assert_check_can_fail(mesh: &Mesh) -> Result<()> {
+    let capture = mesh.capture(&[])?;
+    let mut command = std::process::Command::new(warren_lab::bin("lab-tool")?);
+    command.args(["udp-ping", "192.0.2.254:9", "--count", "1"]);
+    command.args(["--wait-ms", "50", "--marker", MARKER]);
+    let node = &mesh.node(1).host;
+    node.output(&mut command, Duration::from_secs(5))?;
+    let seen = capture.stop().clear_text().frames;
+    ensure!(
+        seen >= 2,
+        "a datagram in clear was seen {seen} times on two links"
+    );
+    Ok(())
 }

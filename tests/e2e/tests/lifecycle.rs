@@ -1,10 +1,12 @@
 //! What happens when nodes come and go and daemons die.
 #![allow(clippy::unwrap_used)] // in a test, a failed unwrap is the report
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use warren_e2e::{Mesh, Node, Probe, ping};
+use warren_e2e::{
+    Mesh, MeshPod, Node, Probe, ProbeResult, assert_captured, assert_check_can_fail, ping,
+};
 use warren_lab::{Signal, poll_until, require};
 
 /// Long enough for a slow, shared machine; the times that users see are printed by the demo.
@@ -12,6 +14,29 @@ const LIMIT: Duration = Duration::from_secs(20);
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 /// Datagrams that may be in flight when a probe ends.
 const IN_FLIGHT: u64 = 2;
+/// After the restart of a killed tunnel traffic is back within this time.
+const BACK: Duration = Duration::from_secs(2);
+/// How often each killing is done: a machine that stands still once shall not fail the test.
+const ROUNDS: usize = 3;
+
+/// How long agents are stopped: longer than any of their intervals, or WARREN_STOP_SECONDS.
+fn stop_time() -> Duration {
+    let seconds = std::env::var("WARREN_STOP_SECONDS").ok();
+    Duration::from_secs(seconds.and_then(|text| text.parse().ok()).unwrap_or(12))
+}
+
+/// Traffic both ways, in one family each.
+fn probes(a: &MeshPod, b: &MeshPod) -> Result<[Probe; 2]> {
+    Ok([
+        Probe::start(&a.pod, &b.pod, &b.v6, PROBE_INTERVAL)?,
+        Probe::start(&b.pod, &a.pod, &a.v4, PROBE_INTERVAL)?,
+    ])
+}
+
+fn stop(probes: [Probe; 2]) -> Result<[ProbeResult; 2]> {
+    let [one, other] = probes.map(Probe::stop);
+    Ok([one?, other?])
+}
 
 fn knows(node: &Node, name: &str) -> bool {
     let Ok(status) = node.status() else {
@@ -58,14 +83,15 @@ fn a_node_joins_and_leaves_without_a_word_to_the_others() -> Result<()> {
     Ok(())
 }
 
-/// Topology: node1 and node2 on one subnet, a probe between their pods all along.
+/// Topology: node1 and node2 on one subnet, traffic between their pods all along. The agents are
+/// stopped for 12 s, or WARREN_STOP_SECONDS (`make soak`: a minute).
 #[test]
 fn traffic_does_not_notice_an_agent_that_dies_stops_or_restarts() -> Result<()> {
     require!();
     let mut mesh = Mesh::start("agent", 2)?;
     let (a, b) = (mesh.node(1).attach("a")?, mesh.node(2).attach("b")?);
     let capture = mesh.capture(&[])?;
-    let probe = Probe::start(&a.pod, &b.pod, &b.v6, PROBE_INTERVAL)?;
+    let probes = probes(&a, &b)?;
     for number in [1, 2] {
         let node = mesh.node_mut(number);
         node.agent.take().unwrap().kill();
@@ -76,24 +102,102 @@ fn traffic_does_not_notice_an_agent_that_dies_stops_or_restarts() -> Result<()> 
                 .status()
                 .is_ok_and(|s| s["synced"] == true)
         })?;
-        let agent = mesh.node(number).agent.as_ref().unwrap();
-        agent.signal(Signal::SIGSTOP);
-        std::thread::sleep(Duration::from_millis(500));
-        agent.signal(Signal::SIGCONT);
         let node = mesh.node_mut(number);
         let agent = node.agent.take().unwrap();
         agent.signal(Signal::SIGTERM);
         agent.wait_timeout(LIMIT)?;
         node.start_agent()?;
     }
-    std::thread::sleep(Duration::from_secs(1));
-    let seen = probe.stop()?;
+    mesh.wait_connected(LIMIT)?;
+    let signal = |signal| {
+        let agents = mesh.nodes.iter().filter_map(|node| node.agent.as_ref());
+        agents.for_each(|agent| agent.signal(signal));
+    };
+    signal(Signal::SIGSTOP);
+    std::thread::sleep(stop_time());
     assert!(
-        seen.sent > 50 && seen.sent - seen.received <= IN_FLIGHT,
-        "{seen:?}"
+        mesh.node(1).status().is_err(),
+        "a stopped agent does not answer"
     );
-    capture.stop().assert_clean();
-    Ok(())
+    signal(Signal::SIGCONT);
+    mesh.wait_connected(LIMIT)?;
+    std::thread::sleep(Duration::from_secs(1));
+    for seen in stop(probes)? {
+        assert!(
+            seen.sent > 500 && seen.sent - seen.received <= IN_FLIGHT,
+            "{seen:?}"
+        );
+    }
+    assert_captured(capture, 500);
+    assert_check_can_fail(&mesh)
+}
+
+/// What is killed before the tunnel is started again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Killed {
+    Tunnel,
+    AgentThenTunnel,
+    TunnelThenAgent,
+}
+
+/// Kills on node1 under traffic, starts the tunnel again and returns how long the traffic stood
+/// beyond the time that the tunnel was not running.
+fn outage(mesh: &mut Mesh, pods: [&MeshPod; 2], killed: Killed) -> Result<Duration> {
+    let probes = probes(pods[0], pods[1])?;
+    std::thread::sleep(Duration::from_millis(300));
+    let node = mesh.node_mut(1);
+    if killed == Killed::AgentThenTunnel {
+        node.agent.take().unwrap().kill();
+    }
+    let dead = Instant::now();
+    node.tunnel.take().unwrap().kill();
+    if killed == Killed::TunnelThenAgent {
+        node.agent.take().unwrap().kill();
+        // The agent is back before the tunnel is.
+        node.start_agent()?;
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    node.start_tunnel()?;
+    let dead = dead.elapsed();
+    // Without an agent for all of this time, where that one died first.
+    std::thread::sleep(BACK + Duration::from_secs(1));
+    let seen = stop(probes)?;
+    for probe in &seen {
+        assert!(
+            probe.longest_gap >= Duration::from_millis(300),
+            "a dead tunnel must not carry anything: {probe:?}"
+        );
+    }
+    if mesh.node(1).agent.is_none() {
+        mesh.node_mut(1).start_agent()?;
+    }
+    mesh.wait_connected(LIMIT)?;
+    let gap = seen.map(|probe| probe.longest_gap).into_iter().max();
+    Ok(gap.unwrap_or_default().saturating_sub(dead))
+}
+
+/// Topology: node1 and node2 on one subnet, traffic between their pods both ways. Each killing is
+/// done three times, and the median counts.
+#[test]
+fn traffic_is_back_within_two_seconds_of_a_killed_tunnels_restart() -> Result<()> {
+    require!();
+    let mut mesh = Mesh::start("back", 2)?;
+    let (a, b) = (mesh.node(1).attach("a")?, mesh.node(2).attach("b")?);
+    let capture = mesh.capture(&[])?;
+    for killed in [
+        Killed::Tunnel,
+        Killed::AgentThenTunnel,
+        Killed::TunnelThenAgent,
+    ] {
+        let mut took = (0..ROUNDS)
+            .map(|_| outage(&mut mesh, [&a, &b], killed))
+            .collect::<Result<Vec<_>>>()?;
+        took.sort();
+        println!("{killed:?}: traffic was back after {took:?}");
+        assert!(took[ROUNDS / 2] <= BACK, "{killed:?}: {took:?}");
+    }
+    assert_captured(capture, 1000);
+    assert_check_can_fail(&mesh)
 }
 
 /// Topology: node1 and node2 on one subnet. The tunnel of node1 dies; its agent may be dead too.

@@ -1,7 +1,7 @@
 //! What UAPI asks of the device: `set` and `get`.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use warren_core::uapi::{self, AllowedIpUpdate, PeerUpdate, SetRequest};
 use warren_keyring::{PresharedKey, PrivateKey, PublicKey};
@@ -68,8 +68,19 @@ impl Engine {
         self.fwmark = fwmark;
     }
 
-    /// Returns the device as `get` shows it, peers in the order of their keys.
+    /// Returns the device as [`get_at`](Self::get_at), with handshakes in the wall clock's time when
+    /// they happened.
     pub fn get(&self) -> uapi::Device {
+        self.device(|handshake| handshake.unix)
+    }
+
+    /// Returns the device as `get` shows it, peers in the order of their keys. Handshakes are told in
+    /// the wall clock's present time, so that their ages are right although it was set since.
+    pub fn get_at(&self, now: Now) -> uapi::Device {
+        self.device(|handshake| now.unix_at(handshake))
+    }
+
+    fn device(&self, handshake_time: impl Fn(&Now) -> Duration) -> uapi::Device {
         let mut allowed_ips = vec![Vec::new(); self.peers.len()];
         for (prefix, id) in self.allowed_ips.iter() {
             allowed_ips[id.0 as usize].push(prefix);
@@ -82,7 +93,7 @@ impl Engine {
                 Some(uapi::Peer {
                     preshared_key: peer.preshared_key.clone(),
                     endpoint: peer.endpoint,
-                    last_handshake: peer.last_handshake,
+                    last_handshake: peer.last_handshake.as_ref().map(&handshake_time),
                     rx_bytes: peer.rx_bytes,
                     tx_bytes: peer.tx_bytes,
                     persistent_keepalive: peer.keepalive_seconds,
