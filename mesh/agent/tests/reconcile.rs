@@ -415,7 +415,7 @@ async fn nothing_is_removed_before_the_first_full_view() {
     assert_eq!(node.peers(), BTreeSet::new());
 }
 
-/// Found by the simulator: the plan of before the view takes nothing away in its name.
+/// The plan of before the view takes nothing away in its name.
 #[tokio::test]
 async fn a_repair_between_the_first_full_view_and_its_plan_removes_nothing() {
     let mut node = Node::new();

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use warren_agent::config::{Config, LogFormat, RegistryKind};
-use warren_agent::pace::Pace;
-use warren_agent::reconcile::{Reconciler, Seams, Touched};
+use warren_agent::pace::{Pace, RepairPace};
+use warren_agent::reconcile::{Reconciler, Repair, Seams};
 use warren_agent::registry::RegistryReport;
 use warren_agent::snapshot::Snapshot;
 use warren_core::consts::{DEFAULT_PORT, INTERFACE};
@@ -44,6 +44,8 @@ pub struct Agent {
     pub life: u64,
     /// When it reconciles.
     pub pace: Pace,
+    /// When it repairs what others touched.
+    pub repairs: RepairPace,
     /// Whether it was told the whole view in this life.
     pub synced: bool,
     /// The outcome of its last reconcile.
@@ -70,6 +72,7 @@ impl Agent {
         Self {
             life: 0,
             pace: Pace::default(),
+            repairs: RepairPace::default(),
             synced: false,
             last: None,
             judged: None,
@@ -196,6 +199,7 @@ impl Agent {
                 synced: self.synced,
                 owners: self.judged.as_ref().map(|judged| self.owners(judged)),
                 failed: false,
+                repair: false,
                 ..std::mem::take(&mut machine.pass)
             };
         }
@@ -225,23 +229,30 @@ impl Agent {
         true
     }
 
-    /// Puts back what others changed, as it does at once on the kernel's events.
-    pub fn repair(&mut self, port: &Port) {
-        let Some(reconciler) = &mut self.reconciler else {
-            return;
+    /// Puts back what others touched. Returns nothing when the agent was killed on the way.
+    pub fn repair(&mut self, port: &Port) -> Option<Repair> {
+        let mut reconciler = self.reconciler.take()?;
+        let touched = self.repairs.start(Instant::now());
+        {
+            let mut machine = port.0.borrow_mut();
+            machine.pass = Pass {
+                synced: self.planned_synced,
+                repair: true,
+                fuse: machine.pass.fuse,
+                fails: machine.pass.fails,
+                ..Pass::default()
+            };
+        }
+        let polled = {
+            let running = pin!(reconciler.repair(touched));
+            running.poll(&mut Context::from_waker(Waker::noop()))
         };
-        port.0.borrow_mut().pass = Pass {
-            synced: self.planned_synced,
-            ..Pass::default()
+        let Poll::Ready(repair) = polled else {
+            self.kill();
+            return None;
         };
-        let touched = Touched {
-            settings: true,
-            filter: true,
-            network: true,
-            pods: true,
-        };
-        // Nothing kills the agent here, and every answer is there at once.
-        let _ = pin!(reconciler.repair(touched)).poll(&mut Context::from_waker(Waker::noop()));
+        self.reconciler = Some(reconciler);
+        Some(repair)
     }
 
     /// Who must own which prefix.

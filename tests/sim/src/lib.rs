@@ -5,7 +5,7 @@
 //!   scenario ---- acts ----> World: registry, network, clock, chance
 //!                             |  events (lost, twice, late, out of order), datagrams
 //!                             v
-//!   Oracle <-- told too --- Agent: the Reconciler and Pace that ship
+//!   Oracle <-- told too --- Agent: the Reconciler, Pace and RepairPace that ship
 //!     |                       |  Host, DataPlane, Store, NodeRegistry
 //!     | who must own what     v
 //!     +----------------> Machine: kernel, device (the engine that ships, or its AllowedIPs), disk
@@ -32,6 +32,7 @@ pub mod random;
 mod registry;
 pub mod scenario;
 pub mod trace;
+pub mod upkeep;
 mod verdict;
 pub mod world;
 

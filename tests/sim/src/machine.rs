@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use warren_agent::dataplane::set_request;
+use warren_agent::reconcile::Touched;
 use warren_core::consts::{MAIN_TABLE, TUNNEL_METRIC, UNREACHABLE_METRIC};
 use warren_core::files::SavedView;
 use warren_core::plan::tunnel_address;
@@ -20,6 +21,7 @@ use crate::entry::{Entry, Listed};
 use crate::kernel::{Way, way};
 use crate::mutation::Mutation;
 use crate::oracle::{Local, Oracle};
+use crate::upkeep::{FILTER, NETWORK};
 
 /// A node's machine.
 #[derive(Debug)]
@@ -48,6 +50,8 @@ pub struct Machine {
     pub disk: Disk,
     /// The endpoint that its agent gave each peer last.
     pub given: BTreeMap<PublicKey, SocketAddr>,
+    /// What its kernel has to tell of the changes done.
+    pub touched: Touched,
     /// Its way to the registry, as the reconcile that runs has it.
     pub registry: Desk,
     /// Whether it was protected since it booted: before that it has no pods.
@@ -101,6 +105,8 @@ pub struct Desk {
 pub struct Pass {
     /// Whether the whole view was told in this life of the agent.
     pub synced: bool,
+    /// Whether it is a repair, which does not ask the tunnel for its peers.
+    pub repair: bool,
     /// Who must own each prefix in the end, if the reference model knows.
     pub owners: Option<BTreeMap<IpNet, PublicKey>>,
     /// After how many operations the agent is killed.
@@ -170,6 +176,10 @@ impl Machine {
         }
         self.kernel.apply(change);
         self.done.push(brief(change));
+        self.touched.merge(match change {
+            Change::SetFilter { .. } => FILTER,
+            _ => NETWORK,
+        });
         self.check_host(change);
     }
 
@@ -192,7 +202,8 @@ impl Machine {
             Change::SetRoute { key, new, .. } => {
                 at = Some(key.destination);
                 let into_tunnel = matches!(new, RouteTarget::Tunnel { .. });
-                if let (true, MAIN_TABLE, Some(device)) = (into_tunnel, key.table, &self.device) {
+                let asked = into_tunnel && !self.pass.repair;
+                if let (true, MAIN_TABLE, Some(device)) = (asked, key.table, &self.device) {
                     let of = BTreeSet::from([key.destination]);
                     if device
                         .owners(Some(&of))

@@ -8,6 +8,7 @@ use warren_core::consts::{DEFAULT_PORT, PROTOCOL_AGENT};
 use warren_core::state::RouteTarget;
 
 use crate::entry::{Entry, Flaw};
+use crate::upkeep::{FILTER, NETWORK};
 use crate::verdict::{Census, judge};
 use crate::world::{Event, Setup, Weather, World};
 
@@ -215,7 +216,7 @@ impl World {
         }
         let back = self.random.time(Duration::from_secs(6));
         self.after(back, Event::StartTunnel(node));
-        self.ask(node);
+        self.touch(node, NETWORK);
     }
 
     fn reboot(&mut self, node: usize) {
@@ -407,11 +408,14 @@ impl World {
         if back {
             self.after(Duration::from_millis(100), Event::LinkBack(node));
         }
-        if self.random.chance(500) {
-            let port = self.machines[node].clone();
-            self.agents[node].repair(&port);
+        match self.random.below(8) {
+            // Nobody tells the agent; the tick remains.
+            0 => {}
+            // Events were lost.
+            1 => self.ask(node),
+            _ if kind == 0 => self.touch(node, FILTER),
+            _ => self.touch(node, NETWORK),
         }
-        self.ask(node);
     }
 
     /// The node's underlay gives it other addresses.
@@ -420,7 +424,7 @@ impl World {
         let addresses = self.addresses(node, again);
         self.note(format_args!("node{node} moves to {addresses:?}"));
         self.machines[node].0.borrow_mut().addresses = addresses;
-        self.ask(node);
+        self.stir(node);
     }
 
     /// The node's configuration gives it other pod ranges; its agent starts anew with it.

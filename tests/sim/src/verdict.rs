@@ -523,6 +523,7 @@ fn check_fresh(world: &World, node: usize) -> Result<(), String> {
         device: None,
         disk: Default::default(),
         given: BTreeMap::new(),
+        touched: Default::default(),
         registry: Desk::default(),
         pass: Default::default(),
         done: Vec::new(),

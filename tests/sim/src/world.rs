@@ -21,6 +21,7 @@ use crate::port::Port;
 use crate::random::Random;
 use crate::registry::brief;
 use crate::trace::Trace;
+use crate::upkeep::NETWORK;
 
 /// When the story begins: 2023-11-14.
 const START: Duration = Duration::from_secs(1_700_000_000);
@@ -68,6 +69,8 @@ pub enum Event {
     Seek(usize, u64),
     /// An agent's reconcile is due.
     Due(usize, u64),
+    /// A repair is due.
+    Repair(usize, u64),
     /// A datagram arrives.
     Datagram(SocketAddr, SocketAddr, Vec<u8>),
     /// An engine's timers are due.
@@ -178,6 +181,7 @@ impl World {
                 device: None,
                 disk: Default::default(),
                 given: BTreeMap::new(),
+                touched: Default::default(),
                 registry: Desk::default(),
                 has_pods: false,
                 pass: Default::default(),
@@ -332,6 +336,7 @@ impl World {
                     }
                 }
             }
+            Event::Repair(agent, life) => self.handle_repair(agent, life),
             Event::Datagram(from, to, bytes) => self.arrive(from, to, &bytes),
             Event::Timers(node) => {
                 self.timers[node] = None;
@@ -350,19 +355,19 @@ impl World {
                     .kernel
                     .link
                     .get_or_insert(link);
-                self.ask(node);
+                self.touch(node, NETWORK);
             }
             Event::Act => self.act(),
         }
     }
 
-    /// The kernel or the registry raises an event.
+    /// The registry told something, or the kernel lost events.
     pub fn ask(&mut self, agent: usize) {
         self.agents[agent].pace.handle_event(Instant::now());
         self.due(agent);
     }
 
-    fn due(&mut self, agent: usize) {
+    pub(crate) fn due(&mut self, agent: usize) {
         let Some(at) = self.agents[agent].pace.poll_due() else {
             return;
         };
@@ -388,33 +393,18 @@ impl World {
             };
         }
         let alive = self.agents[node].reconcile(&port);
-        let (done, written) = {
-            let mut machine = port.0.borrow_mut();
-            machine.pass.fuse = None;
-            (
-                std::mem::take(&mut machine.done),
-                machine.registry.written.take(),
-            )
-        };
-        for line in &done {
-            self.note(format_args!("node{node} {line}"));
-        }
+        let written = port.0.borrow_mut().registry.written.take();
+        let touched = self.tell_what_was_done(node, "");
         if !alive {
-            self.note(format_args!(
-                "node{node}'s agent is killed while it reconciles"
-            ));
-            let back = self.random.time(Duration::from_secs(8));
-            self.after(back, Event::StartAgent(node));
+            self.agent_was_killed(node);
         }
         if let Some(entry) = written {
             self.write(entry);
         }
         self.drain(node);
         self.due(node);
-        if !done.is_empty() && alive {
-            // Our own changes raise events too.
-            self.ask(node);
-        }
+        // Our own changes raise events too.
+        self.touch(node, touched);
     }
 
     /// Starts a node's agent.
@@ -443,7 +433,7 @@ impl World {
         let seed = self.random.any();
         self.machines[node].0.borrow_mut().start_tunnel(seed);
         self.with_engine(node, |engine, now, _| engine.start_handshakes(now));
-        self.ask(node);
+        self.touch(node, NETWORK);
     }
 
     fn arrive(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
