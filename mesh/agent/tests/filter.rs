@@ -148,7 +148,8 @@ fn drops_are_counted_by_rule_and_counting_is_no_change() {
         assert_eq!(filter.drops()["egress-dst-v4"], 3);
         assert_eq!(filter.drops()["egress-dst-v6"], 2);
         assert_eq!(filter.drops()["ingress-src-v4"], 0);
-        assert_eq!(filter.drops().len(), rule_comment::REQUIRED.len());
+        let dropping = rule_comment::REQUIRED.len() + rule_comment::NODE_SERVICES.len();
+        assert_eq!(filter.drops().len(), dropping);
 
         // Another node's address, a table that somebody took away, and an agent that starts anew:
         // what was counted stays counted.

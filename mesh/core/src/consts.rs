@@ -90,6 +90,12 @@ pub mod rule_comment {
     pub const POD_LINK_LOCAL: &str = "warren:pod-link-local";
     /// A packet from a pod to 127.0.0.0/8.
     pub const POD_LOOPBACK: &str = "warren:pod-loopback";
+    /// A packet from a pod to an IPv4-mapped IPv6 address, such as ::ffff:127.0.0.1.
+    pub const POD_MAPPED: &str = "warren:pod-mapped";
+    /// A packet from a pod to an address of the node in 169.254.0.0/16.
+    pub const POD_TO_LINK_LOCAL_V4: &str = "warren:pod-to-link-local-v4";
+    /// A packet from a pod to fe80::/10.
+    pub const POD_TO_LINK_LOCAL_V6: &str = "warren:pod-to-link-local-v6";
     /// A packet from the underlay with an IPv4 source of the pod ranges.
     pub const INGRESS_SRC_V4: &str = "warren:ingress-src-v4";
     /// A packet from the underlay with an IPv6 source of the pod ranges.
@@ -116,6 +122,9 @@ pub mod rule_comment {
     pub const MASQUERADE_V4: &str = "warren:masquerade-v4";
     /// What a pod sends over IPv6 to outside the mesh.
     pub const MASQUERADE_V6: &str = "warren:masquerade-v6";
+    /// The rules that keep pods from services of their node. `warren-cni` does not ask for them:
+    /// without them nothing is in clear.
+    pub const NODE_SERVICES: [&str; 3] = [POD_MAPPED, POD_TO_LINK_LOCAL_V4, POD_TO_LINK_LOCAL_V6];
     /// The rules that drop: without any one of them a node is not protected.
     pub const REQUIRED: [&str; 13] = [
         ANTISPOOF,

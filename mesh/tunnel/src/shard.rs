@@ -512,7 +512,7 @@ impl Shard {
     }
 
     fn reopen_tun(&mut self, now: Instant) {
-        let opened: Result<Tun, TunError> = Tun::open(&self.interface, NEW_TUN_MTU);
+        let opened: Result<Tun, TunError> = Tun::open(&self.interface, NEW_TUN_MTU, true);
         match opened {
             Ok(tun) => match watch(&self.epoll, &tun, TUN) {
                 Ok(()) => {

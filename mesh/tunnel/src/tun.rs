@@ -56,17 +56,19 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Opens the persistent device of that name, or makes it: with the MTU given, and up. One that
-    /// is there keeps what it has: MTU, addresses, routes.
+    /// Opens the persistent device of that name, or makes it: with the MTU given, and up where
+    /// `bring_up`. One that is there keeps what it has: MTU, addresses, routes, up or not.
     ///
     /// # Errors
     /// [`TunError`], whose message says what to do.
-    pub fn open(name: &str, mtu_bytes: u32) -> Result<Self, TunError> {
+    pub fn open(name: &str, mtu_bytes: u32, bring_up: bool) -> Result<Self, TunError> {
         let (tun, existed) = Self::attach(name, libc::IFF_MULTI_QUEUE)?;
         if !existed {
             tun.make_lasting()?;
             tun.set_mtu(mtu_bytes)?;
-            tun.bring_up()?;
+            if bring_up {
+                tun.bring_up()?;
+            }
         }
         Ok(tun)
     }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use warren_e2e::{
     Mesh, MeshPod, Node, Probe, ProbeResult, assert_captured, assert_check_can_fail, ping,
 };
-use warren_lab::{Signal, poll_until, require};
+use warren_lab::{Signal, poll_for, poll_until, require};
 
 /// Long enough for a slow, shared machine; the times that users see are printed by the demo.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -197,6 +197,72 @@ fn traffic_is_back_within_two_seconds_of_a_killed_tunnels_restart() -> Result<()
         assert!(took[ROUNDS / 2] <= BACK, "{killed:?}: {took:?}");
     }
     assert_captured(capture, 1000);
+    assert_check_can_fail(&mesh)
+}
+
+/// Topology: node1 and node2 on one subnet. Node2 loses power while node1's pod sends to a pod of
+/// node2: its namespaces, processes and pods go, its disk stays.
+#[test]
+fn a_rebooted_node_is_protected_before_its_first_pod_and_has_its_key() -> Result<()> {
+    require!();
+    let mut mesh = Mesh::start("reboot", 2)?;
+    let (a, b) = (mesh.node(1).attach("a")?, mesh.node(2).attach("b")?);
+    poll_until(LIMIT, "traffic at the start", || {
+        ping(&a.pod, &b.v6, 1).is_ok_and(|p| p.lossless())
+    })?;
+    let before = mesh.node(2).status()?["public_key"].clone();
+    let conflist = mesh.node(2).read(&mesh.node(2).conflist_path())?;
+    let capture = mesh.capture(&[])?;
+    let probes = probes(&a, &b)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let node = mesh.node_mut(2);
+    (node.tunnel, node.agent) = (None, None);
+    node.host.reboot()?;
+    // As the files below /etc/sysctl.d of a node set it at boot.
+    node.host
+        .sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;
+    // The runtime may start pods at once, for the configuration of the last boot is there; the
+    // plugin refuses them.
+    assert_eq!(node.read(&node.conflist_path())?, conflist);
+    let refused = |node: &Node, name: &str| {
+        let refused = node.attach(name).unwrap_err().to_string();
+        let refused = refused.replace(' ', "");
+        assert!(refused.contains("\"code\":11"), "{refused}");
+    };
+    refused(node, "first");
+    node.start_tunnel()?;
+    std::thread::sleep(Duration::from_secs(1));
+    refused(node, "second");
+    node.start_agent()?;
+    let mut answer = String::new();
+    let pod = poll_for(LIMIT, "a pod to be accepted", || {
+        let attached = mesh.node(2).attach("third");
+        attached.map_err(|e| answer = e.to_string()).ok()
+    });
+    let pod = pod.inspect_err(|_| eprintln!("{answer}"))?;
+    let protected = mesh.node(2).host.sh(
+        "nft list table inet warren | grep -cE 'warren:(in|e)gress-(src|dst)-v[46]'
+         ip route show proto 151 | grep -c 'unreachable 10.244.0.0/16'
+         ip -6 route show proto 151 | grep -c 'unreachable fd00:244::/48'",
+    )?;
+    assert_eq!(
+        protected.stdout.split_whitespace().collect::<Vec<_>>(),
+        ["8", "1", "1"]
+    );
+    mesh.wait_connected(LIMIT)?;
+    assert_eq!(mesh.node(2).status()?["public_key"], before);
+    assert_eq!(
+        mesh.node(1).peer_status(mesh.node(2))?["public_key"],
+        before
+    );
+    for (from, to) in [(&a, &pod.v4), (&pod, &a.v4), (&a, &pod.v6), (&pod, &a.v6)] {
+        poll_until(LIMIT, "traffic after the reboot", || {
+            ping(&from.pod, to, 1).is_ok_and(|p| p.lossless())
+        })?;
+    }
+    // One of each went with the node.
+    drop(probes);
+    assert_captured(capture, 50);
     assert_check_can_fail(&mesh)
 }
 

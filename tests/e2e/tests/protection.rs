@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
-use warren_e2e::{MARKER, Mesh, ping};
+use warren_e2e::{MARKER, Mesh, assert_check_can_fail, ping};
 use warren_lab::{ClearTextRules, Space, Tap, bin, require};
 
 /// Sends five marked datagrams that expect no answer.
@@ -196,6 +196,211 @@ fn a_pod_cannot_send_from_an_address_that_is_not_its_own() -> Result<()> {
     // Each of the ten may come back quoted in an ICMP error.
     assert!(delivered >= 10, "{delivered}");
     Ok(())
+}
+
+/// Topology: one pod on node2. The node has services on loopback and on link-local addresses: of
+/// its own `lo`, as a DNS cache has it, and of the pod's own veth.
+#[test]
+fn a_pod_does_not_reach_loopback_or_link_local_services_of_its_node() -> Result<()> {
+    require!();
+    let mesh = Mesh::start("local", 2)?;
+    let node = mesh.node(2);
+    let pod = node.attach("a")?;
+    let veth = pod.host_interface().unwrap();
+    let mac = node
+        .host
+        .sh(&format!("cat /sys/class/net/{veth}/address"))?;
+    let mac = mac.stdout.trim();
+    node.host.sh(&format!(
+        "ip addr add 169.254.20.10/32 dev lo; ip addr add 169.254.169.254/32 dev lo
+         ip addr add fe80::1/64 dev {veth} nodad
+         sysctl -qw net.ipv4.conf.{veth}.route_localnet=1"
+    ))?;
+    // Services of the node, on every address it has.
+    let mut serve = Command::new(bin("lab-tool")?);
+    let serve = node.host.spawn(serve.args(["udp-echo", "--port", "9"]))?;
+    serve.wait_log("listening", Duration::from_secs(5))?;
+    pod.pod.sh(&format!(
+        "ip addr flush dev lo; ip route flush table local dev lo; ip -6 addr flush dev lo
+         ip route add 127.0.0.0/8 via 169.254.1.1 dev eth0 src {v4}
+         ip -6 route add fe80::/64 dev eth0
+         ip -6 neigh replace fe80::1 lladdr {mac} dev eth0 nud permanent",
+        v4 = pod.v4
+    ))?;
+    let capture = mesh.capture(&[])?;
+    let answers = |to: &str, from: &str| -> Result<u64> {
+        let mut command = Command::new(bin("lab-tool")?);
+        command.args(["udp-ping", to, "--count", "5", "--interval-ms", "5"]);
+        command.args(["--wait-ms", "300", "--marker", MARKER, "--from", from]);
+        let out = pod.pod.output(&mut command, Duration::from_secs(5))?;
+        // A refused socket sends nothing, and so reaches nothing.
+        Ok(out
+            .json()
+            .map_or(0, |seen| seen["received"].as_u64().unwrap_or(0)))
+    };
+    let (v4, v6) = (format!("{}:0", pod.v4), format!("[{}]:0", pod.v6));
+    let index = pod.pod.sh("cat /sys/class/net/eth0/ifindex")?;
+    let gateway = format!("[fe80::1%{}]:9", index.stdout.trim());
+    let targets = [
+        ("169.254.20.10:9", &v4),
+        ("169.254.169.254:9", &v4),
+        ("127.0.0.1:9", &v4),
+        (gateway.as_str(), &v6),
+    ];
+    for (to, from) in targets {
+        assert_eq!(answers(to, from)?, 0, "{to}");
+    }
+    // What no socket sends.
+    let source: std::net::Ipv6Addr = pod.v6.parse()?;
+    for to in ["::1", "::ffff:127.0.0.1"] {
+        let to: std::net::Ipv6Addr = to.parse()?;
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let header = "6000000000081140";
+        let packet = format!(
+            "{header}{}{}0009000900080000",
+            hex(&source.octets()),
+            hex(&to.octets())
+        );
+        let tool = bin("lab-tool")?;
+        let tool = tool.to_str().unwrap();
+        pod.pod.run(&[
+            tool, "send-raw", "eth0", &packet, "--layer", "ip", "--to", mac,
+        ])?;
+    }
+    let drops = node.host.sh("nft list chain inet warren ingress")?.stdout;
+    let counted = |comment: &str| {
+        let line = drops.lines().find(|line| line.contains(comment));
+        line.is_some_and(|line| !line.contains("packets 0 "))
+    };
+    for comment in [
+        "warren:pod-loopback",
+        "warren:pod-mapped",
+        "warren:pod-to-link-local-v4",
+        "warren:pod-to-link-local-v6",
+    ] {
+        assert!(counted(comment), "{comment}: {drops}");
+    }
+    capture.stop().assert_clean();
+    // The positive control: without the filter each of the services answers.
+    node.agent.as_ref().unwrap().kill();
+    node.host.sh("nft delete table inet warren")?;
+    for (to, from) in targets {
+        assert!(answers(to, from)? > 0, "{to}");
+    }
+    assert_check_can_fail(&mesh)
+}
+
+/// Topology: a liar and its neighbour on node2. The liar answers for the gateway, for its neighbour
+/// and for a pod elsewhere, and advertises itself as a router, in both families.
+#[test]
+fn a_pod_that_answers_for_others_or_plays_a_router_changes_nothing() -> Result<()> {
+    require!();
+    let mesh = Mesh::start("liar", 2)?;
+    let node = mesh.node(2);
+    let (liar, neighbour) = (node.attach("liar")?, node.attach("neighbour")?);
+    let far = mesh.node(1).attach("far")?;
+    let veth = liar.host_interface().unwrap();
+    let capture = mesh.capture(&[])?;
+    let tables = "ip route; ip -6 route; ip neigh show nud permanent; \
+                  ip -6 neigh show nud permanent; ip -6 route show table 51871";
+    // The kernel's own lifetimes are no change.
+    let state = || -> Result<[String; 2]> {
+        Ok([
+            node.host.sh(tables)?.stdout,
+            neighbour
+                .pod
+                .sh("ip route; ip -6 route; ip neigh; ip -6 neigh")?
+                .stdout,
+        ])
+    };
+    let before = state()?;
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let mac = "02beef000001";
+    let tool = bin("lab-tool")?;
+    let send = |frame: String| {
+        let tool = tool.to_str().unwrap();
+        liar.pod
+            .run(&[tool, "send-raw", "eth0", &frame, "--count", "3"])
+            .map(drop)
+    };
+    for address in ["169.254.1.1", &neighbour.v4, &far.v4, "192.0.2.254"] {
+        let address: std::net::Ipv4Addr = address.parse()?;
+        let ip = hex(&address.octets());
+        // Both a gratuitous request and an answer.
+        for operation in ["0001", "0002"] {
+            send(format!(
+                "ffffffffffff{mac}0806000108000604{operation}{mac}{ip}ffffffffffff{ip}"
+            ))?;
+        }
+    }
+    let icmp = |source: &str, to: &str, body: &[u8]| -> Result<String> {
+        let (source, to): (std::net::Ipv6Addr, std::net::Ipv6Addr) = (source.parse()?, to.parse()?);
+        let length = (body.len() as u32).to_be_bytes();
+        let pseudo: Vec<u8> = [
+            &source.octets()[..],
+            &to.octets(),
+            &length,
+            &[0, 0, 0, 58],
+            body,
+        ]
+        .concat();
+        let sum = pseudo.chunks(2).fold(0u32, |sum, pair| {
+            let low = pair.get(1).copied().unwrap_or(0);
+            sum + u32::from(u16::from_be_bytes([pair[0], low]))
+        });
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+        let mut body = body.to_vec();
+        body[2..4].copy_from_slice(&sum.to_be_bytes());
+        Ok(format!(
+            "33330000 0001{mac}86dd60000000{:04x}3aff{}{}{}",
+            body.len(),
+            hex(&source.octets()),
+            hex(&to.octets()),
+            hex(&body)
+        ))
+    };
+    let link_address = [2, 1, 2, 0xbe, 0xef, 0, 0, 1];
+    for address in ["fe80::1", &neighbour.v6, &far.v6, "2001:db8:a::ff"] {
+        let target: std::net::Ipv6Addr = address.parse()?;
+        let advertisement = [
+            &[136, 0, 0, 0, 0xa0, 0, 0, 0][..],
+            &target.octets(),
+            &link_address,
+        ]
+        .concat();
+        send(icmp(address, "ff02::1", &advertisement)?)?;
+        send(icmp(&liar.v6, "ff02::1", &advertisement)?)?;
+    }
+    // A router for 1,800 s, with an autonomous prefix.
+    let prefix: std::net::Ipv6Addr = "2001:db8:bad::".parse()?;
+    let router = [
+        &[134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0][..],
+        &[3, 4, 64, 0xc0, 0, 0, 7, 8, 0, 0, 7, 8, 0, 0, 0, 0],
+        &prefix.octets(),
+    ]
+    .concat();
+    for source in ["fe80::bad", &liar.v6] {
+        send(icmp(source, "ff02::1", &router)?)?;
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(state()?, before);
+    for address in [&neighbour.v4, &neighbour.v6] {
+        assert!(ping(&far.pod, address, 2)?.lossless());
+        assert!(ping(&node.host, address, 2)?.lossless());
+    }
+    capture.stop().assert_clean();
+    // The positive control: a node that listens takes the same advertisement.
+    node.agent.as_ref().unwrap().kill();
+    node.host.sh(&format!(
+        "nft delete table inet warren; sysctl -qw net.ipv6.conf.{veth}.accept_ra=2"
+    ))?;
+    send(icmp("fe80::bad", "ff02::1", &router)?)?;
+    warren_lab::poll_until(Duration::from_secs(5), "the router to be believed", || {
+        let routes = node.host.sh("ip -6 route");
+        routes.is_ok_and(|out| out.stdout.contains("fe80::bad"))
+    })?;
+    assert_check_can_fail(&mesh)
 }
 
 #[test]

@@ -334,6 +334,19 @@ fn ruleset_with(spec: &FilterSpec, counters: &Counters) -> String {
             ),
             format!("{pods} ip6 saddr fe80::/10 {}", drop(rule::POD_LINK_LOCAL)),
             format!("{pods} ip daddr 127.0.0.0/8 {}", drop(rule::POD_LOOPBACK)),
+            format!(
+                "{pods} ip6 daddr ::ffff:0.0.0.0/96 {}",
+                drop(rule::POD_MAPPED)
+            ),
+            // What is not the node's own, such as a cloud's metadata, is forwarded as any other.
+            format!(
+                "{pods} ip daddr 169.254.0.0/16 fib daddr type local {}",
+                drop(rule::POD_TO_LINK_LOCAL_V4)
+            ),
+            format!(
+                "{pods} ip6 daddr fe80::/10 {}",
+                drop(rule::POD_TO_LINK_LOCAL_V6)
+            ),
             format!("{pods} {}", accept("ingress-pod")),
             format!("iifname \"{tunnel}\" {}", accept("ingress-tunnel")),
             format!("ip saddr @pod_v4 {}", drop(rule::INGRESS_SRC_V4)),
