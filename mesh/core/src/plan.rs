@@ -176,6 +176,7 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
     // INVARIANT: a node with another node's key stays silent. Each handshake of it would turn that
     // node's peers to it: to WireGuard the two are one.
     let silent = matches!(out.own_reject, Some(NodeReject::DuplicateKey { .. }));
+    let mut held = BTreeSet::new();
     for (name, record) in records {
         if let Some(reject) = verdict.rejects.get(&name) {
             out.rejects.insert(name.as_str().into(), reject.clone());
@@ -208,6 +209,7 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
             .filter(|a| !denied(a))
             .collect();
         if silent {
+            held.extend(record.addresses);
             continue;
         }
         if let Some(notice) = verdict.notices.get(&name) {
@@ -224,7 +226,56 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
         );
     }
     out.desired = desired(settings, local, &out.accepted);
+    held.extend(refused_incumbents(
+        &claimants,
+        input.incumbents,
+        &out.accepted,
+    ));
+    let own = &local.addresses;
+    for address in held.into_iter().filter(|a| !own.contains(a)) {
+        refuse_address(&mut out.desired, local, address);
+    }
     out
+}
+
+/// The addresses of incumbents that are not planned with for the moment. Only what is outside the
+/// mesh is reached in clear, and they are in it.
+fn refused_incumbents<'a>(
+    claimants: &'a BTreeMap<NodeName, NodeRecord>,
+    incumbents: &'a BTreeMap<NodeName, NodeRecord>,
+    accepted: &'a BTreeMap<NodeName, PlannedNode>,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    let refused = incumbents.iter().filter(|(name, incumbent)| {
+        let lives = claimants
+            .get(*name)
+            .is_some_and(|claimant| claimant.uid == incumbent.uid);
+        lives && !accepted.contains_key(*name)
+    });
+    // Without its key it is not known by anything, and forgotten.
+    let known = refused.filter(|(_, incumbent)| {
+        let has_key = |node: &PlannedNode| {
+            let key = incumbent.public_key;
+            node.record.public_key == key || node.record.next_public_key == Some(key)
+        };
+        !accepted.values().any(has_key)
+    });
+    known.flat_map(|(_, incumbent)| incumbent.addresses.iter().copied())
+}
+
+/// Lets no pod reach a node's address save by a route into the tunnel.
+fn refuse_address(out: &mut DesiredState, local: &LocalNode, address: IpAddr) {
+    let net = host_prefix(address);
+    out.filter.peer_addresses.insert(net);
+    // Without pods of that family there is nothing to refuse, and perhaps no such routes.
+    let of_family = |cidr: &IpNet| cidr.addr().is_ipv6() == address.is_ipv6();
+    if local.pod_cidrs.iter().any(of_family) {
+        let key = RouteKey {
+            table: NODE_TABLE,
+            destination: net,
+            metric: UNREACHABLE_METRIC,
+        };
+        out.routes.insert(key, RouteTarget::Unreachable);
+    }
 }
 
 fn desired(

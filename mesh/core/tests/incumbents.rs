@@ -4,8 +4,9 @@
 mod common;
 
 use common::{key, local, settings, view};
-use warren_core::consts::annotation;
+use warren_core::consts::{NODE_TABLE, UNREACHABLE_METRIC, annotation};
 use warren_core::files::SavedView;
+use warren_core::state::{RouteKey, RouteTarget};
 use warren_core::{NodeView, Plan, Planner, RegistryEvent};
 
 /// A planner that knows these nodes as peers.
@@ -78,4 +79,55 @@ fn a_refused_incumbent_keeps_what_nobody_else_has() {
     assert_eq!(refused(&planner.poll_plan()), ["node2", "node3"]);
     planner.handle_event(RegistryEvent::Applied(view(2)));
     assert_eq!(refused(&planner.poll_plan()), ["node3"]);
+}
+
+/// Whether pods' packets to this address are refused where no tunnel route leads them.
+fn is_refused(plan: &Plan, address: &str) -> bool {
+    let net = format!("{address}/{}", if address.contains(':') { 128 } else { 32 });
+    let destination = net.parse().unwrap();
+    let key = RouteKey {
+        table: NODE_TABLE,
+        destination,
+        metric: UNREACHABLE_METRIC,
+    };
+    let unreachable = plan.desired.routes.get(&key) == Some(&RouteTarget::Unreachable);
+    unreachable && plan.desired.filter.peer_addresses.contains(&destination)
+}
+
+#[test]
+fn pods_reach_a_refused_incumbents_addresses_not_at_all_and_never_in_clear() {
+    let mut planner = planner(&[view(2), view(3)]);
+    let mut broken = view(2);
+    let garbage = "x".repeat(1 << 20);
+    broken
+        .annotations
+        .insert(annotation::ENDPOINT.into(), garbage);
+    planner.handle_event(RegistryEvent::Applied(broken));
+    for round in 0..3 {
+        let plan = planner.poll_plan();
+        assert_eq!(refused(&plan), ["node2"]);
+        assert!(!plan.desired.peers.contains_key(&key(2)));
+        for address in ["192.0.2.2", "2001:db8::2", "192.0.2.3", "2001:db8::3"] {
+            assert!(is_refused(&plan, address), "plan {round}: {address}");
+        }
+        assert!(!is_refused(&plan, "192.0.2.1"), "this node's own");
+    }
+    // One that left is outside the mesh.
+    let (name, uid) = (view(2).name, view(2).uid);
+    planner.handle_event(RegistryEvent::Deleted { name, uid });
+    assert!(!is_refused(&planner.poll_plan(), "192.0.2.2"));
+}
+
+#[test]
+fn a_node_that_must_be_silent_sends_its_peers_nothing_in_clear_either() {
+    let mut planner = Planner::new(settings(), local(), SavedView::default());
+    let mut original = view(2);
+    let own = key(1).to_string();
+    original
+        .annotations
+        .insert(annotation::PUBLIC_KEY.into(), own);
+    planner.handle_event(RegistryEvent::Synced(vec![original, view(3)]));
+    let plan = planner.poll_plan();
+    assert!(plan.desired.peers.is_empty());
+    assert!(is_refused(&plan, "192.0.2.3"), "{:?}", plan.desired.filter);
 }

@@ -166,6 +166,20 @@ impl Oracle {
         out
     }
 
+    /// The addresses that pods never reach in clear: those of the nodes that are planned with, and of
+    /// those that are not for the moment.
+    pub fn members(&self, judged: &BTreeMap<String, Judged>) -> BTreeSet<IpAddr> {
+        let held = self.held.values().flatten();
+        let held = held.filter_map(|claim| match claim {
+            Claim::Address(address) => Some(*address),
+            _ => None,
+        });
+        let silent = judged.iter().filter(|(_, how)| **how == Judged::Silent);
+        let silent = silent.filter_map(|(name, _)| self.view.get(name));
+        held.chain(silent.flat_map(|listed| listed.entry.addresses.iter().copied()))
+            .collect()
+    }
+
     fn judge_once(&mut self, local: &Local) -> BTreeMap<String, Judged> {
         let others: Vec<&Entry> = self
             .view

@@ -52,6 +52,8 @@ struct Peers {
     owners: BTreeMap<IpNet, (PublicKey, SocketAddr)>,
     lengths: BTreeSet<u8>,
     keys: BTreeMap<PublicKey, SocketAddr>,
+    /// Whom a pod reaches by the tunnel or not at all.
+    members: BTreeSet<IpAddr>,
 }
 
 impl Peers {
@@ -75,10 +77,12 @@ impl Peers {
             }
         }
         let lengths = owners.keys().map(IpNet::prefix_len).collect();
+        let judged = agent.judged.as_deref();
         Self {
             owners,
             lengths,
             keys,
+            members: judged.map_or_else(BTreeSet::new, |j| agent.oracle.members(j)),
         }
     }
 
@@ -198,7 +202,8 @@ fn foretell(
     }
     let Some((key, endpoint)) = peers[from].owner(to) else {
         let pod = world.cluster.iter().any(|net| within(net, to));
-        return if pod {
+        let member = peers[from].members.contains(&to) && !machine.addresses.contains(&to);
+        return if pod || member {
             Fate::Unreachable
         } else {
             Fate::Elsewhere
@@ -486,7 +491,12 @@ fn check_node(world: &World, node: usize) -> Result<(), String> {
         &filter.pod_ranges,
         &world.cluster.iter().copied().collect(),
     )?;
-    same("the filter's peers", &filter.peer_addresses, &hosts)?;
+    let others = peers
+        .members
+        .iter()
+        .filter(|a| !machine.addresses.contains(a));
+    let members = others.copied().map(IpNet::from).collect();
+    same("the filter's peers", &filter.peer_addresses, &members)?;
     let device = machine.device.as_ref().ok_or("no tunnel")?;
     let owners = device.owners(None)?;
     let wanted = peers
