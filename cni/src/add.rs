@@ -45,6 +45,8 @@ pub(crate) fn add(conf: &NetConf, request: &PodRequest) -> Result<Value, Error> 
         ranges: &ranges,
         addresses: &requested,
     })?;
+    // What is left of a pod keeps its address, and so does an earlier ADD's pod.
+    let mut left = false;
     let mut make = || -> Result<AttachPlan, Error> {
         let mac = pod_conf.asked.mac.or(request.args.mac);
         let attachment = &request.attachment;
@@ -53,7 +55,10 @@ pub(crate) fn add(conf: &NetConf, request: &PodRequest) -> Result<Value, Error> 
         let aliases = Aliases::new(&conf.run_dir, &conf.name);
         let names = &pod_conf.asked.aliases;
         if let Err(error) = aliases.publish(attachment, &granted.addresses, names) {
-            attach::detach(&mut host, attachment)?;
+            if let Err(undo) = attach::detach(&mut host, attachment) {
+                left = true;
+                tracing::warn!(error = %undo, "the interface stays until DEL");
+            }
             return Err(error.into());
         }
         Ok(plan)
@@ -61,8 +66,7 @@ pub(crate) fn add(conf: &NetConf, request: &PodRequest) -> Result<Value, Error> 
     let plan: AttachPlan = match make() {
         Ok(plan) => plan,
         Err(error) => {
-            // What is left of a pod keeps its address, and so does an earlier ADD's pod.
-            let left = matches!(error, Error::Attach(AttachError::Undo { .. }));
+            left |= matches!(error, Error::Attach(AttachError::Undo { .. }));
             if granted.fresh
                 && !left
                 && let Err(undo) = ipam.give_back(&request.attachment)

@@ -66,6 +66,18 @@ pub enum AttachError {
     /// A setting could not be written. CNI error code 100.
     #[error("cannot set a sysctl: {0}")]
     Sysctl(io::Error),
+    /// The pod has such a route by another interface. CNI error code 100.
+    #[error(
+        "the container has a route to {destination} by {interface} already: it can have one \
+         interface of Warren; beside another plugin's, \"routes\" of the network configuration \
+         gives ours to {destination} a priority of its own"
+    )]
+    RouteTaken {
+        /// The route's destination.
+        destination: IpNet,
+        /// The interface that has it.
+        interface: String,
+    },
     /// An interface did not become usable. CNI error code 100.
     #[error("interface {name} has no carrier although both its ends are up")]
     NoCarrier {
@@ -128,9 +140,14 @@ impl Pod {
             path: path.into(),
             cause,
         };
-        let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
-        if identity(path).map_err(unusable)? == identity(Path::new(OWN_NETNS)).map_err(unusable)? {
+        let metadata = |path: &Path| fs::metadata(path).map_err(unusable);
+        let (pod, own) = (metadata(path)?, metadata(Path::new(OWN_NETNS))?);
+        if (pod.dev(), pod.ino()) == (own.dev(), own.ino()) {
             return Err(AttachError::OwnNetns { path: path.into() });
+        }
+        // Namespaces are files; to open a FIFO could take for ever.
+        if !pod.is_file() {
+            return Err(unusable(io::Error::other("it is no network namespace")));
         }
         let netns = Netns::from_path(path).map_err(unusable)?;
         let path = path.into();
@@ -296,13 +313,43 @@ fn set_up_inside(index: u32, end: &EndPlan) -> Result<(), AttachError> {
     no_link_local(&mut batch, index, end);
     batch.set_up(index);
     fill(&mut batch, index, end);
-    netlink.run(&batch)?;
+    if let Err(error) = netlink.run(&batch) {
+        return Err(why_not_filled(&mut netlink, index, end, error));
+    }
     wait_until_operational(&mut netlink, end)?;
     wait_until_local(&mut netlink, end)?;
     // Last, for it is all that the pair's removal would not take along.
     let mut batch = Batch::default();
     batch.set_up(LOOPBACK_INDEX);
     Ok(netlink.run(&batch)?)
+}
+
+/// Finds out which of the pod's routes are in the way.
+fn why_not_filled(
+    netlink: &mut SyncNetlink,
+    index: u32,
+    end: &EndPlan,
+    error: NetlinkError,
+) -> AttachError {
+    if !error.is_exists() {
+        return error.into();
+    }
+    for planned in &end.routes {
+        let planned = kernel_route(planned, index);
+        let found = netlink.routes_of(planned.table, planned.kind, None);
+        let same =
+            |r: &Route| (r.dst, r.metric) == (planned.dst, planned.metric) && r.oif != planned.oif;
+        let Some(other) = found.unwrap_or_default().into_iter().find(same) else {
+            continue;
+        };
+        let veths = netlink.veths().unwrap_or_default();
+        let of_it = veths.into_iter().find(|link| other.oif == Some(link.index));
+        return AttachError::RouteTaken {
+            destination: planned.dst,
+            interface: of_it.map_or("another interface".into(), |link| link.name),
+        };
+    }
+    error.into()
 }
 
 /// Waits until an end takes packets. When the second end of a pair comes up, the kernel learns of

@@ -16,7 +16,7 @@ use crate::result::version_result;
 use crate::version::CniVersion;
 use crate::{add, check, del, gc, logging, status};
 
-/// How long a VERSION waits for a configuration that need not come, in milliseconds.
+/// How long a configuration is waited for that need not come, in milliseconds.
 const VERSION_PATIENCE: u16 = 500;
 
 /// What a call answers.
@@ -81,10 +81,17 @@ fn carry_out(
     stdin: impl Read + AsFd,
     version: &mut CniVersion,
 ) -> Result<Option<Value>, Error> {
-    let request = CniRequest::from_env(get_env)?;
-    if request == CniRequest::Version {
-        return Ok(Some(answer_version(stdin)));
-    }
+    let request = match CniRequest::from_env(get_env) {
+        Ok(CniRequest::Version) => {
+            return Ok(Some(version_result(asked_version(stdin).as_deref())));
+        }
+        Ok(request) => request,
+        Err(error) => {
+            let asked = asked_version(stdin).and_then(|text| CniVersion::parse(&text));
+            *version = asked.unwrap_or(*version);
+            return Err(error.into());
+        }
+    };
     let conf = configuration(stdin, version)?;
     let (verb, since) = match &request {
         CniRequest::Check(_) => ("CHECK", CniVersion::V0_4_0),
@@ -100,7 +107,15 @@ fn carry_out(
             since,
         });
     }
-    let _guard = logging::start(&conf)?;
+    let _guard = match logging::start(&conf) {
+        // Whatever is wrong with the file, or with its disk, pods go.
+        Err(error) if matches!(request, CniRequest::Del { .. } | CniRequest::Gc) => {
+            let guard = logging::to_stderr(&conf);
+            tracing::warn!(%error, "the log goes to stderr");
+            guard
+        }
+        started => started?,
+    };
     let outcome = match &request {
         CniRequest::Add(pod) => add::add(&conf, pod).map(Some),
         CniRequest::Check(pod) => block_on(check::check(&conf, pod))?.map(|()| None),
@@ -142,17 +157,15 @@ fn read_limited(stdin: impl Read) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn answer_version(stdin: impl Read + AsFd) -> Value {
-    let asked = || -> Option<String> {
-        // Some callers leave stdin open and silent.
-        let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, VERSION_PATIENCE).ok()? == 0 {
-            return None;
-        }
-        let conf: Value = serde_json::from_slice(&read_limited(stdin).ok()?).ok()?;
-        conf["cniVersion"].as_str().map(Into::into)
-    };
-    version_result(asked().as_deref())
+/// The `cniVersion` on stdin, where the answer does not depend on anything else of it.
+fn asked_version(stdin: impl Read + AsFd) -> Option<String> {
+    // Some callers leave stdin open and silent.
+    let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut fds, VERSION_PATIENCE).ok()? == 0 {
+        return None;
+    }
+    let conf: Value = serde_json::from_slice(&read_limited(stdin).ok()?).ok()?;
+    conf["cniVersion"].as_str().map(Into::into)
 }
 
 fn block_on<F: Future>(future: F) -> Result<F::Output, Error> {

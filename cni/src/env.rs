@@ -88,12 +88,13 @@ pub struct IfName(String);
 
 impl IfName {
     const ALLOWED: &'static str =
-        "1 to 15 bytes, not \".\" or \"..\", without '/', ':' or white space";
+        "1 to 15 bytes, not \".\" or \"..\", without '/', ':', '%' or white space";
 
     /// Checks and wraps a name; `None` when it is not allowed.
     pub fn new(name: impl Into<String>) -> Option<Self> {
         let name = name.into();
-        let forbidden = |c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace();
+        // With '%' the name is a pattern to the kernel, which then chooses another one.
+        let forbidden = |c: char| matches!(c, '/' | ':' | '%' | '\0') || c.is_whitespace();
         let ok = (1..=MAX_IFNAME).contains(&name.len())
             && name != "."
             && name != ".."

@@ -13,19 +13,8 @@ use crate::error::Error;
 
 /// Starts logging as the configuration says; it ends with the guard.
 pub(crate) fn start(conf: &NetConf) -> Result<DefaultGuard, Error> {
-    let level = match conf.log_level {
-        LogLevel::Error => Level::ERROR,
-        LogLevel::Warn => Level::WARN,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Debug => Level::DEBUG,
-        LogLevel::Trace => Level::TRACE,
-    };
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_ansi(false);
     let Some(path) = &conf.log_file else {
-        let subscriber = builder.with_writer(io::stderr).finish();
-        return Ok(tracing::subscriber::set_default(subscriber));
+        return Ok(to_stderr(conf));
     };
     let file = OpenOptions::new()
         .append(true)
@@ -36,6 +25,28 @@ pub(crate) fn start(conf: &NetConf) -> Result<DefaultGuard, Error> {
             path: path.clone(),
             cause,
         })?;
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level(conf))
+        .with_ansi(false);
     let subscriber = builder.with_writer(file).finish();
     Ok(tracing::subscriber::set_default(subscriber))
+}
+
+/// Starts logging to stderr, whatever file the configuration names.
+pub(crate) fn to_stderr(conf: &NetConf) -> DefaultGuard {
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level(conf))
+        .with_ansi(false);
+    let subscriber = builder.with_writer(io::stderr).finish();
+    tracing::subscriber::set_default(subscriber)
+}
+
+fn level(conf: &NetConf) -> Level {
+    match conf.log_level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    }
 }

@@ -157,7 +157,7 @@ impl CniResult {
         let Some(prev) = prev else {
             return Ok(Self::default());
         };
-        let mut result = Self::deserialize(prev)?;
+        let mut result = Self::deserialize(without_nulls(prev))?;
         result.extra.remove("cniVersion");
         Ok(result)
     }
@@ -193,6 +193,19 @@ impl CniResult {
         }
         value["cniVersion"] = version.as_str().into();
         value
+    }
+}
+
+/// The value without the keys that are null: some plugins write so what they have nothing of.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(object) => {
+            let told = object.iter().filter(|(_, value)| !value.is_null());
+            told.map(|(key, value)| (key.clone(), without_nulls(value)))
+                .collect()
+        }
+        Value::Array(items) => items.iter().map(without_nulls).collect(),
+        other => other.clone(),
     }
 }
 

@@ -100,7 +100,7 @@ fn errors_are_json_with_the_right_code_and_version() {
         ("CNI_NETNS", "/run/netns/c1"),
         ("CNI_IFNAME", "eth0"),
     ];
-    let cases: [(Env, Vec<u8>, u32, &str, &str); 12] = [
+    let cases: [(Env, Vec<u8>, u32, &str, &str); 14] = [
         (&[], Vec::new(), 4, "1.1.0", "CNI_COMMAND"),
         (
             &[("CNI_COMMAND", "CHECK")],
@@ -110,6 +110,9 @@ fn errors_are_json_with_the_right_code_and_version() {
             "CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME",
         ),
         (&[("CNI_COMMAND", "GC")], Vec::new(), 4, "1.1.0", "CNI_PATH"),
+        // Also what the environment lacks is told in the configuration's version.
+        (&DEL[..2], conf("0.4.0", "n"), 4, "0.4.0", "CNI_IFNAME"),
+        (&DEL[..2], conf("0.2.0", "n"), 4, "1.1.0", "CNI_IFNAME"),
         (
             &[("CNI_COMMAND", "UPDATE")],
             Vec::new(),

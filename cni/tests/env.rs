@@ -119,6 +119,8 @@ fn interface_names_follow_the_kernel() {
         "a\tb",
         "a234567890123456",
         "e\u{a0}",
+        // The kernel would take it as a pattern.
+        "eth%d",
     ] {
         let error = add_with("CNI_IFNAME", bad).unwrap_err();
         assert!(error.to_string().contains("CNI_IFNAME"), "{error}");

@@ -140,6 +140,15 @@ fn an_empty_previous_result_is_none_and_a_wrong_one_an_error() {
         CniResult::from_prev(Some(&json!({}))).unwrap(),
         CniResult::default()
     );
+    // As some plugins write what they have nothing of; the reference library reads it so, too.
+    let nulls = json!({"interfaces": null, "ips": [{"address": "127.0.0.1/8", "gateway": null}],
+                       "routes": null, "dns": {"nameservers": null}, "own": null});
+    let read = CniResult::from_prev(Some(&nulls)).unwrap();
+    assert_eq!((read.interfaces.len(), read.ips.len()), (0, 1));
+    assert_eq!(
+        CniResult::from_prev(Some(&json!({"dns": null}))).unwrap(),
+        CniResult::default()
+    );
     let wrong = json!({"ips": [{"address": "not-an-address"}]});
     assert!(CniResult::from_prev(Some(&wrong)).is_err());
 }

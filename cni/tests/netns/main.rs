@@ -16,6 +16,8 @@
 
 mod world;
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use warren_core::consts::rule_comment;
 use world::{CLUSTER, Ns, Reply, World, require_root};
@@ -296,12 +298,67 @@ fn a_second_add_fails_and_leaves_the_first_one_whole() {
         &[("CNI_IFNAME", "net1")],
         &world.conf(),
     );
-    assert_eq!(
-        second.json()["code"],
-        100,
-        "two default routes of one metric: {second:?}"
-    );
+    // It would have the same gateway and the same default route.
+    refused(&second, 100, &["169.254.1.1/32", "eth0", "one interface"]);
     assert_eq!(world.reservations().len(), 1);
+    assert_eq!(pod.links(), ["eth0", "lo"]);
+}
+
+#[test]
+fn beside_another_plugins_default_route_ours_needs_a_priority_of_its_own() {
+    let world = world!();
+    let pod = Ns::new();
+    pod.sh("ip link add first type veth peer name other
+            ip link set first up; ip link set other up
+            ip route add default dev first
+            ip -6 route add default dev first");
+    refused(
+        &world.add("c1", &pod),
+        100,
+        &["0.0.0.0/0", "first", "priority"],
+    );
+    assert_eq!(pod.links(), ["first", "lo", "other"]);
+    assert!(world.reservations().is_empty() && world.pod_links().is_empty());
+    let mut conf = world.conf();
+    conf["routes"] =
+        json!([{"dst": "0.0.0.0/0", "priority": 300}, {"dst": "::/0", "priority": 3000}]);
+    let result = world.call("ADD", "c1", Some(&pod), &[], &conf).ok();
+    assert_eq!(result["routes"][0]["priority"], 300);
+    assert!(
+        pod.sh("ip route")
+            .contains("default via 169.254.1.1 dev eth0 metric 300")
+    );
+    assert!(
+        pod.sh("ip -6 route")
+            .contains("default via fe80::1 dev eth0 metric 3000")
+    );
+    conf["prevResult"] = result;
+    world.call("CHECK", "c1", Some(&pod), &[], &conf).done();
+}
+
+#[test]
+fn a_log_that_cannot_be_opened_keeps_no_pod_from_being_removed() {
+    let world = world!();
+    let pod = Ns::new();
+    world.add("c1", &pod).ok();
+    let mut conf = world.conf();
+    conf["logFile"] = json!("/no/such/folder/log");
+    refused(
+        &world.call("ADD", "c2", Some(&Ns::new()), &[], &conf),
+        5,
+        &["logFile", "/no/such/folder/log"],
+    );
+    let removed = world.call("DEL", "c1", None, &[], &conf);
+    removed.done();
+    assert!(
+        removed.stderr.contains("/no/such/folder/log"),
+        "{removed:?}"
+    );
+    assert!(world.reservations().is_empty() && world.pod_links().is_empty());
+    conf["cni.dev/valid-attachments"] = json!([]);
+    world.add("c3", &pod).ok();
+    world.call("GC", "", None, &[], &conf).done();
+    assert!(world.reservations().is_empty() && world.pod_links().is_empty());
 }
 
 #[test]
@@ -326,6 +383,32 @@ fn namespaces_that_cannot_be_a_pods_are_refused() {
     refused(&with("/etc/hostname"), 4, &["CNI_NETNS"]);
     refused(&with("/proc/self/ns/net"), 4, &["CNI_NETNS", "node itself"]);
     refused(&with("/proc/self/ns/uts"), 4, &["CNI_NETNS"]);
+    refused(&with("/etc"), 4, &["CNI_NETNS"]);
+    // Opened like a file, this one would keep the call waiting for ever.
+    let fifo = world.state().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    let mut waiting = world.spawn(
+        "ADD",
+        "c1",
+        None,
+        &[("CNI_NETNS", fifo.to_str().unwrap())],
+        &world.conf(),
+    );
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while waiting.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            waiting.kill().unwrap();
+            panic!("it waits for a writer of {fifo:?}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let out = waiting.wait_with_output().unwrap();
+    let answer = String::from_utf8(out.stdout).unwrap();
+    assert!(
+        answer.contains("CNI_NETNS") && answer.contains("\"code\":4"),
+        "{answer}"
+    );
     assert!(world.reservations().is_empty() && world.pod_links().is_empty());
 }
 
