@@ -11,8 +11,8 @@ use crate::args::CniArgs;
 /// The verbs that this plugin carries out.
 pub const SUPPORTED_VERBS: &[&str] = &["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"];
 /// The longest container id in bytes: it becomes the alias of the host side's link, and the kernel
-/// takes no more (`IFALIASZ`, linux/if.h).
-const MAX_CONTAINER_ID: usize = 255;
+/// takes no more (`IFALIASZ` less one, linux/if.h; the NUL that is sent behind it counts as well).
+const MAX_CONTAINER_ID: usize = 254;
 /// The longest name of an interface in bytes (`IFNAMSIZ` less the final NUL, linux/if.h).
 const MAX_IFNAME: usize = 15;
 
@@ -62,13 +62,13 @@ fn join(invalid: &[InvalidVariable]) -> String {
         .join("; ")
 }
 
-/// The runtime's name of a container: `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, at most 255 bytes.
+/// The runtime's name of a container: `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, at most 254 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContainerId(String);
 
 impl ContainerId {
     const ALLOWED: &'static str =
-        "1 to 255 characters matching ^[a-zA-Z0-9][a-zA-Z0-9_.-]*$ (CNI specification)";
+        "1 to 254 characters matching ^[a-zA-Z0-9][a-zA-Z0-9_.-]*$ (CNI specification)";
 
     /// Checks and wraps an id; `None` when it is not allowed.
     pub fn new(id: impl Into<String>) -> Option<Self> {

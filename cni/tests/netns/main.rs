@@ -337,6 +337,22 @@ fn beside_another_plugins_default_route_ours_needs_a_priority_of_its_own() {
 }
 
 #[test]
+fn the_longest_names_are_attached_and_longer_ones_refused_before_anything_is_made() {
+    let world = world!();
+    let pod = Ns::new();
+    let ifname = [("CNI_IFNAME", "a23456789012345")];
+    let conf = world.conf();
+    let id = "a".repeat(254);
+    world.call("ADD", &id, Some(&pod), &ifname, &conf).ok();
+    assert_eq!(pod.links(), ["a23456789012345", "lo"]);
+    let longer = world.call("ADD", &"b".repeat(255), Some(&Ns::new()), &[], &conf);
+    refused(&longer, 4, &["CNI_CONTAINERID", "254"]);
+    world.call("DEL", &id, None, &ifname, &conf).done();
+    assert_eq!(pod.links(), ["lo"]);
+    assert!(world.reservations().is_empty() && world.pod_links().is_empty());
+}
+
+#[test]
 fn a_log_that_cannot_be_opened_keeps_no_pod_from_being_removed() {
     let world = world!();
     let pod = Ns::new();
