@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used)] // in a test, a failed unwrap is the report
 
 use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Result;
 use warren_e2e::{Mesh, Node};
-use warren_lab::require;
+use warren_lab::{Signal, bin, poll_for, require};
 
 /// Whatever Warren could have touched: a line for each thing.
 fn dump(node: &Node) -> Result<BTreeSet<String>> {
@@ -134,5 +136,46 @@ fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
     assert!(text.contains("nothing of Warren's is here"), "{text}");
     assert_eq!(dump(node)?, after);
     pod.pod.destroy()?;
+    Ok(())
+}
+
+/// Topology: node1 alone. Its agent is stopped, so that `warren uninstall` waits for its end, and in
+/// this time a pod comes: it must not be left behind in clear.
+#[test]
+fn a_pod_that_comes_while_it_runs_is_not_left_without_a_filter() -> Result<()> {
+    require!();
+    const LATE: Duration = Duration::from_secs(30);
+    let mesh = Mesh::start("uninstall-late", 1)?;
+    let node = mesh.node(1);
+    let agent = node.agent.as_ref().unwrap();
+    let dir = node.host.dir().display();
+    let warren = bin("warren")?;
+    agent.signal(Signal::SIGSTOP);
+    let script = format!(
+        "{} uninstall --stop --pods --state-dir {dir}/state --cni-conf-dir {dir}/cni; echo ended $?",
+        warren.display()
+    );
+    let uninstall = node.host.spawn(Command::new("sh").args(["-c", &script]))?;
+    let asked = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()));
+        let status = status.unwrap_or_default();
+        let pending = status.lines().find_map(|l| l.strip_prefix("ShdPnd:"));
+        let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        // Bit 14: SIGTERM.
+        pending.filter(|mask| mask & (1 << 14) != 0)
+    };
+    poll_for(LATE, "the agent to be asked to end", asked)?;
+    let late = node.attach("late")?;
+    agent.signal(Signal::SIGCONT);
+    let ended = || uninstall.log().contains("ended").then_some(());
+    poll_for(LATE, "warren uninstall to end", ended)?;
+    let text = uninstall.log();
+    assert!(text.contains("ended 0"), "{text}");
+    let left = node.host.sh("ip -br link; nft list tables")?.stdout;
+    assert!(
+        !left.contains("wrn") && !left.contains("inet warren"),
+        "{left}\n{text}"
+    );
+    late.pod.destroy()?;
     Ok(())
 }

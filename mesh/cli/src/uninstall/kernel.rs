@@ -118,12 +118,31 @@ impl Kernel {
         }
     }
 
-    /// Removes the nftables table.
+    fn no_pods_left(&self) -> Result<(), String> {
+        let links = self.runtime.block_on(self.netlink.links());
+        let links = links.map_err(|e| e.to_string())?;
+        let left: Vec<String> = links
+            .into_iter()
+            .filter(is_pods)
+            .map(|link| link.name)
+            .collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "pods are still attached ({}), which would be in clear without it; end them, and \
+             uninstall again",
+            left.join(", ")
+        ))
+    }
+
+    /// Removes the nftables table, unless a pod is there that would be in clear without it.
     pub(super) fn remove_filter(&self, report: &mut Report) {
         if !self.filter {
             return;
         }
         report.step(format!("nftables table inet {NFT_TABLE}"), || {
+            self.no_pods_left()?;
             let mut nft = Command::new("nft");
             nft.env("LC_ALL", "C")
                 .args(["delete", "table", "inet", NFT_TABLE]);

@@ -86,6 +86,14 @@ pub fn run(args: &UninstallArgs) -> Outcome {
     }
 
     files::remove_cni(&mut report, args);
+    // Read anew: until the daemons had ended and the runtime had no plugin, more could come.
+    let kernel = match kernel::Kernel::read(&interface) {
+        Ok(kernel) => kernel,
+        Err(e) => {
+            report.fail(e);
+            kernel
+        }
+    };
     kernel.remove_devices(&mut report, args.pods);
     kernel.remove_routes_and_rules(&mut report);
     if let Some(dir) = &args.registry_dir {
