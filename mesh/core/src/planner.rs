@@ -47,6 +47,7 @@ pub struct Planner {
     path_mtu: BTreeMap<IpAddr, u32>,
     synced: bool,
     dirty: bool,
+    revision: u64,
 }
 
 impl Planner {
@@ -66,6 +67,7 @@ impl Planner {
             path_mtu: BTreeMap::new(),
             synced: false,
             dirty: true,
+            revision: 0,
         }
     }
 
@@ -74,18 +76,20 @@ impl Planner {
         match event {
             RegistryEvent::Synced(views) => {
                 let views = views.into_iter().map(|v| (v.name.clone(), v)).collect();
-                self.dirty |= !self.synced || self.views != views;
+                let changed = self.views != views;
+                self.note_change(changed);
+                self.dirty |= !self.synced;
                 self.views = views;
                 self.synced = true;
             }
             RegistryEvent::Applied(view) => {
                 let old = self.views.insert(view.name.clone(), view.clone());
-                self.dirty |= old != Some(view);
+                self.note_change(old != Some(view));
             }
             RegistryEvent::Deleted { name, uid } => {
                 if self.views.get(&name).is_some_and(|v| v.uid == uid) {
                     self.views.remove(&name);
-                    self.dirty = true;
+                    self.note_change(true);
                 }
             }
         }
@@ -113,6 +117,7 @@ impl Planner {
             incumbents: &self.incumbents,
             path_mtu: &self.path_mtu,
         });
+        let before = self.incumbents.clone();
         // Refused for the moment is not gone: `plan` keeps the claims of such an incumbent.
         let views = &self.views;
         let present = |r: &NodeRecord| {
@@ -141,6 +146,7 @@ impl Planner {
         if self.synced && plan.own_reject.is_none() {
             self.incumbents.insert(own.name.clone(), own);
         }
+        self.revision += u64::from(self.incumbents != before);
         self.dirty = false;
         plan
     }
@@ -172,6 +178,16 @@ impl Planner {
     /// What the mesh is set up with.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Changes whenever [`Planner::saved_view`] may have: 0 while it is what this planner began with.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    fn note_change(&mut self, changed: bool) {
+        self.dirty |= changed;
+        self.revision += u64::from(changed);
     }
 
     /// What to save, so that a restart without a registry plans the same.

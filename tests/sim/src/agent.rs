@@ -95,8 +95,12 @@ impl Agent {
     pub fn start(&mut self, port: &Port) {
         let mut machine = port.0.borrow_mut();
         // What it does not remember to have given it may give again.
-        machine.given = machine.disk.view.applied_endpoints.clone();
-        let mut saved = machine.disk.view.clone();
+        let mut given = machine.disk.view.applied_endpoints.clone();
+        if let Some(device) = &machine.device {
+            given.retain(|key, _| device.knows(key));
+        }
+        machine.given = given;
+        let mut saved = machine.disk.view.read();
         if machine.mutation == Some(Mutation::ForgetsIncumbents) {
             saved.incumbents.clear();
         }
@@ -208,17 +212,21 @@ impl Agent {
             let running = pin!(reconciler.reconcile(&mut desk));
             running.poll(&mut Context::from_waker(Waker::noop()))
         };
-        let Poll::Ready(snapshot) = polled else {
+        let Poll::Ready(mut snapshot) = polled else {
             self.kill();
             return false;
         };
         let mut machine = port.0.borrow_mut();
         machine.pass.fails = None;
+        machine.pass.owners = None;
         self.compare(&snapshot.plan, &mut machine);
         if std::mem::take(&mut machine.disk.saved) {
             machine.disk.oracle = self.oracle.clone();
         }
         self.pace.handle_outcome(Instant::now(), &snapshot);
+        // What nobody asks for would be a copy of the cluster for each of its nodes.
+        snapshot.device = None;
+        snapshot.underlay.path_mtu.clear();
         self.last = Some(snapshot);
         self.planned_synced = self.synced;
         for hidden in std::mem::take(&mut self.hidden) {

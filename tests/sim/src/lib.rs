@@ -31,6 +31,7 @@ pub mod port;
 pub mod random;
 mod registry;
 pub mod scenario;
+pub mod shelf;
 pub mod trace;
 pub mod upkeep;
 mod verdict;

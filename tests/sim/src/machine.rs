@@ -9,7 +9,6 @@ use ipnet::IpNet;
 use warren_agent::dataplane::set_request;
 use warren_agent::reconcile::Touched;
 use warren_core::consts::{MAIN_TABLE, TUNNEL_METRIC, UNREACHABLE_METRIC};
-use warren_core::files::SavedView;
 use warren_core::plan::tunnel_address;
 use warren_core::state::{ObservedLink, RouteKey, RouteTarget};
 use warren_core::uapi::Peer;
@@ -21,6 +20,7 @@ use crate::entry::{Entry, Listed};
 use crate::kernel::{Way, way};
 use crate::mutation::Mutation;
 use crate::oracle::{Local, Oracle};
+use crate::shelf::{Saved, Shelf};
 use crate::upkeep::{FILTER, NETWORK};
 
 /// A node's machine.
@@ -48,6 +48,8 @@ pub struct Machine {
     pub device: Option<Device>,
     /// Its disk.
     pub disk: Disk,
+    /// Where what disks share is.
+    pub shelf: Rc<Shelf>,
     /// The endpoint that its agent gave each peer last.
     pub given: BTreeMap<PublicKey, SocketAddr>,
     /// What its kernel has to tell of the changes done.
@@ -76,7 +78,7 @@ pub struct Machine {
 #[derive(Debug, Default)]
 pub struct Disk {
     /// The agent's view.
-    pub view: SavedView,
+    pub view: Saved,
     /// What the reference model knew when that was saved.
     pub oracle: Oracle,
     /// Whether the view was saved since this was last cleared.

@@ -110,9 +110,9 @@ pub enum Judged {
 #[derive(Clone, Debug, Default)]
 pub struct Oracle {
     /// What it was told, by name.
-    pub view: BTreeMap<String, Rc<Listed>>,
+    pub view: Rc<BTreeMap<String, Rc<Listed>>>,
     /// By name and uid.
-    held: BTreeMap<(String, String), Vec<Claim>>,
+    held: Rc<BTreeMap<(String, String), Vec<Claim>>>,
     /// What this node itself held, with its uid, when it was alone with it.
     own: Option<(String, Vec<Claim>)>,
     /// What the last judgement was made from, and its outcome: the same comes of the same.
@@ -123,24 +123,21 @@ impl Oracle {
     /// The whole view.
     pub fn synced(&mut self, all: &[Rc<Listed>]) {
         self.last = None;
-        self.view = all
-            .iter()
-            .map(|l| (l.entry.name.clone(), Rc::clone(l)))
-            .collect();
+        let all = all.iter().map(|l| (l.entry.name.clone(), Rc::clone(l)));
+        self.view = Rc::new(all.collect());
     }
 
     /// One node.
     pub fn applied(&mut self, listed: &Rc<Listed>) {
         self.last = None;
-        self.view
-            .insert(listed.entry.name.clone(), Rc::clone(listed));
+        Rc::make_mut(&mut self.view).insert(listed.entry.name.clone(), Rc::clone(listed));
     }
 
     /// One node less, if it was that life of it.
     pub fn deleted(&mut self, name: &str, uid: &str) {
         self.last = None;
         if self.view.get(name).is_some_and(|l| l.entry.uid == uid) {
-            self.view.remove(name);
+            Rc::make_mut(&mut self.view).remove(name);
         }
     }
 
@@ -317,7 +314,7 @@ impl Oracle {
             now.insert((name.clone(), entry.uid.clone()), claims.collect());
         }
         let mut kept = Vec::new();
-        for (life, mut claims) in std::mem::take(&mut self.held) {
+        for (life, claims) in self.held.iter() {
             let refused = !matches!(judged.get(&life.0), Some(Judged::Accepted { .. }) | None);
             let alive = self
                 .view
@@ -327,13 +324,13 @@ impl Oracle {
                 let taken = |claim: &Claim| now.values().flatten().any(|c| c.clashes(claim));
                 // Without its key it is not known by anything else either.
                 if !claims.first().is_some_and(taken) {
-                    claims.retain(|claim| !taken(claim));
-                    kept.push((life, claims));
+                    let left = claims.iter().filter(|claim| !taken(claim));
+                    kept.push((life.clone(), left.cloned().collect()));
                 }
             }
         }
         now.extend(kept);
-        self.held = now;
+        self.held = Rc::new(now);
     }
 }
 

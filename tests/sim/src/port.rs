@@ -19,6 +19,7 @@ use crate::entry::Entry;
 use crate::machine::Machine;
 use crate::mutation::Mutation;
 use crate::oracle::path_mtu;
+use crate::shelf::Saved;
 
 /// A machine, as its agent reaches it. Every answer is there at once, but for that of a machine
 /// whose agent is killed at this moment: it never comes, and the reconcile is dropped.
@@ -106,7 +107,7 @@ impl DataPlane for Port {
 impl Store for Port {
     fn save_view(&mut self, view: &SavedView) -> Result<(), FileError> {
         let mut machine = self.0.borrow_mut();
-        machine.disk.view = view.clone();
+        machine.disk.view = Saved::write(view, &machine.shelf);
         machine.disk.saved = true;
         Ok(())
     }

@@ -532,6 +532,7 @@ fn check_fresh(world: &World, node: usize) -> Result<(), String> {
         kernel: ObservedState::default(),
         device: None,
         disk: Default::default(),
+        shelf: Rc::clone(&machine.shelf),
         given: BTreeMap::new(),
         touched: Default::default(),
         registry: Desk::default(),

@@ -20,6 +20,7 @@ use crate::mutation::Mutation;
 use crate::port::Port;
 use crate::random::Random;
 use crate::registry::brief;
+use crate::shelf::Shelf;
 use crate::trace::Trace;
 use crate::upkeep::NETWORK;
 
@@ -166,6 +167,7 @@ impl World {
             outbox: Outbox::new(),
             faults: Vec::new(),
         };
+        let shelf = Rc::new(Shelf::default());
         for number in 0..nodes {
             let keys = world.keys();
             let machine = Machine {
@@ -180,6 +182,7 @@ impl World {
                 kernel: Default::default(),
                 device: None,
                 disk: Default::default(),
+                shelf: Rc::clone(&shelf),
                 given: BTreeMap::new(),
                 touched: Default::default(),
                 registry: Desk::default(),

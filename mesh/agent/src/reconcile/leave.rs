@@ -13,18 +13,22 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
     /// Writes the view for the next start, and what the CNI plugin needs; `safe` is the observed
     /// state when the node is protected.
     pub(super) fn leave_files(&mut self, safe: Option<&ObservedState>, pass: &mut Pass) {
-        let mut view = SavedView {
-            applied_endpoints: self.applied_endpoints.clone(),
-            ..self.planner.saved_view()
-        };
+        let mut endpoints = self.applied_endpoints.clone();
         // Before the full view a peer without a plan may be one not heard of yet.
         let desired = &self.plan.desired.peers;
         if self.planner.is_synced() && self.public_key.is_some() {
-            view.applied_endpoints
-                .retain(|key, _| desired.contains_key(key));
+            endpoints.retain(|key, _| desired.contains_key(key));
         }
-        if view != self.saved && pass.note(self.store.save_view(&view)).is_some() {
-            self.saved = view;
+        let now = (self.planner.revision(), endpoints);
+        // The view itself is copied only when it is written: it is most of what a large mesh takes.
+        if now != self.saved {
+            let view = SavedView {
+                applied_endpoints: now.1.clone(),
+                ..self.planner.saved_view()
+            };
+            if pass.note(self.store.save_view(&view)).is_some() {
+                self.saved = now;
+            }
         }
         let node_file = NodeFile {
             name: self.config.node_name.clone(),

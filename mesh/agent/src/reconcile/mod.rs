@@ -58,7 +58,8 @@ pub struct Reconciler<H, D, S = Disk> {
     proven_mtu: BTreeMap<PublicKey, u32>,
     applied_endpoints: BTreeMap<PublicKey, SocketAddr>,
     registry_troubles: Vec<String>,
-    saved: SavedView,
+    /// The planner's revision and the endpoints that were saved last.
+    saved: (u64, BTreeMap<PublicKey, SocketAddr>),
     node_file: Option<NodeFile>,
     foreign_routes: Vec<String>,
     stats: Stats,
@@ -151,7 +152,9 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         let identity = Identity::new(&config, uid.clone(), &nowhere);
         let local = identity.local_node(&config, key, own_view.as_ref());
         Ok(Self {
-            planner: Planner::new(config.settings(), local, saved.clone()),
+            applied_endpoints: saved.applied_endpoints.clone(),
+            saved: (0, saved.applied_endpoints.clone()),
+            planner: Planner::new(config.settings(), local, saved),
             config,
             uid,
             host,
@@ -162,9 +165,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             own_view,
             underlay: None,
             proven_mtu: BTreeMap::new(),
-            applied_endpoints: saved.applied_endpoints.clone(),
             registry_troubles: Vec::new(),
-            saved,
             node_file: None,
             foreign_routes: Vec::new(),
             stats: Stats::default(),
