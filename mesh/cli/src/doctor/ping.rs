@@ -50,7 +50,10 @@ pub(super) fn ping(requests: &BTreeSet<Echo>, limit: Duration) -> io::Result<BTr
         }
         for (is_ipv6, socket) in &sockets {
             let mut buffer = vec![0; 65_536];
-            while let Ok(length) = (&*socket).read(&mut buffer) {
+            // A raw socket sees all of the host's ICMP: a flood of it must not hold the check up.
+            while start.elapsed() < limit
+                && let Ok(length) = (&*socket).read(&mut buffer)
+            {
                 let number = answer(&buffer[..length], *is_ipv6, id);
                 let echo = number.and_then(|number| numbered.get(usize::from(number)));
                 answered.extend(echo.filter(|echo| echo.to.is_ipv6() == *is_ipv6));
