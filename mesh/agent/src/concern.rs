@@ -93,6 +93,12 @@ impl Ours {
         }
     }
 
+    /// Tells whether an event is about the tunnel's interface: its carrier goes and comes with the
+    /// tunnel's process.
+    pub fn is_tunnel(&self, event: &NetEvent) -> bool {
+        matches!(event, NetEvent::Link { name, .. } if *name == self.interface)
+    }
+
     /// New devices tell of their settings too; only what is not as it must be is worth a look.
     fn of_setting(&self, forwarding: Option<bool>, rp_filter: Option<i32>) -> Concern {
         let settings = forwarding == Some(false) || rp_filter.is_some_and(|value| value != 2);

@@ -52,20 +52,26 @@ pub async fn run<H: Host, D: DataPlane, S: Store>(
                 reconciler.handle_report(report);
                 pace.handle_event(now());
             }
-            event = events.next() => match ours.concern(&event) {
-                Concern::None => {}
-                Concern::Underlay => pace.handle_late_event(now()),
-                Concern::ForeignRoute => {
-                    look_for_foreign = true;
+            event = events.next() => {
+                if ours.is_tunnel(&event) {
+                    // A tunnel that was started anew may not have all of its peers.
                     pace.handle_late_event(now());
                 }
-                Concern::Ours(touched) => repairs.handle_touched(now(), touched),
-                Concern::Everything => {
-                    tracing::warn!("events of the kernel were lost; reading everything anew");
-                    look_for_foreign = true;
-                    pace.handle_event(now());
+                match ours.concern(&event) {
+                    Concern::None => {}
+                    Concern::Underlay => pace.handle_late_event(now()),
+                    Concern::ForeignRoute => {
+                        look_for_foreign = true;
+                        pace.handle_late_event(now());
+                    }
+                    Concern::Ours(touched) => repairs.handle_touched(now(), touched),
+                    Concern::Everything => {
+                        tracing::warn!("events of the kernel were lost; reading everything anew");
+                        look_for_foreign = true;
+                        pace.handle_event(now());
+                    }
                 }
-            },
+            }
             _ = tick.tick() => pace.handle_tick(now()),
             _ = foreign_tick.tick() => look_for_foreign = true,
             _ = tunnel_tick.tick(), if pace.seeks_tunnel() => {

@@ -1,16 +1,18 @@
-//! Saves the state off the packet thread, and not more than once a second.
+//! Saves the state off the packet thread: soon after a change, and not more than a few times a second.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clock::{LAST_RESERVE, RESERVE};
 use crate::control::Control;
 use crate::state::State;
 
-/// How long changes are collected before they are saved.
-const DEBOUNCE: Duration = Duration::from_secs(1);
+/// How long changes are collected before they are saved: what a process that is killed loses.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// The least time between the end of one save and the next: endpoints can change with every packet.
+const SPACING: Duration = Duration::from_millis(250);
 /// How often the mark of stamps is written anew when nothing changes: in time before it is reached.
 const REFRESH: Duration = Duration::from_secs(600);
 
@@ -32,14 +34,20 @@ impl Saver {
     /// What the kernel says about the thread.
     pub fn spawn(self, changed: Receiver<()>) -> std::io::Result<JoinHandle<()>> {
         thread::Builder::new().name("saver".into()).spawn(move || {
+            let mut last: Option<Instant> = None;
             loop {
                 match changed.recv_timeout(REFRESH) {
-                    Ok(()) => thread::sleep(DEBOUNCE),
+                    Ok(()) => {
+                        let spacing =
+                            last.map_or(Duration::ZERO, |at| SPACING.saturating_sub(at.elapsed()));
+                        thread::sleep(spacing.max(DEBOUNCE));
+                    }
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
                 let _ = changed.try_recv();
                 self.save();
+                last = Some(Instant::now());
             }
         })
     }

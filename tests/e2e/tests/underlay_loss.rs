@@ -95,7 +95,7 @@ fn a_filter_of_the_node_itself_is_named() -> Result<()> {
     wait_well(node1, TOLD)?;
     let seen = probe.stop()?;
     assert!(seen.received > 0 && seen.received < seen.sent, "{seen:?}");
-    assert_captured(capture, 20);
+    assert_captured(capture, 8);
     Ok(())
 }
 

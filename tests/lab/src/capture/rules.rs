@@ -172,7 +172,15 @@ impl Judge {
         } = self.walk;
         let family = if v6 { Family::V6 } else { Family::V4 };
         if let (Kind::Fragment { .. }, Some(id)) = (kind, fragment) {
-            let port = self.fragments.iter().find(|(known, _)| *known == id)?.1;
+            // Two processors may swap fragments: one that comes before its first counts with those of
+            // the same pair of addresses. The headers and the marker are judged in any case.
+            let of_packet = self.fragments.iter().find(|(known, _)| *known == id);
+            let of_pair = || {
+                let pair = |known: &FragmentId| (known.source, known.destination);
+                let same = |(known, _): &&(FragmentId, u16)| pair(known) == pair(&id);
+                self.fragments.iter().find(same)
+            };
+            let port = of_packet.or_else(of_pair)?.1;
             return Some(Verdict::WireGuard(WireGuardKind {
                 family,
                 message: 0,
