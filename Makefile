@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build-deps build test demo bench-cni test-cni test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build test demo bench-cni test-cni test-apiserver test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ build: build-deps ## build the programs (target/release/warren*)
 
 test: deps ## run all tests that this machine allows, naming each skip
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite
+	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver
 
 demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
@@ -40,6 +40,10 @@ test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a vir
 	tests/interop/prepare
 	$(CARGO) build -p warren-tunnel -p warren-lab -p warren-interop
 	$(CARGO) test --no-fail-fast -p warren-interop
+
+test-apiserver: deps ## a bare Kubernetes control plane, its programs built from their modules; not yet in ci
+	tests/kubernetes/prepare
+	$(CARGO) test --no-fail-fast -p warren-apiserver
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
 	$(CARGO) build $(if $(LONG),--release) -p warren-tunnel -p warren-hostile

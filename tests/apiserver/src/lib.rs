@@ -1,0 +1,16 @@
+//! A bare Kubernetes control plane on a lab host: etcd, kube-apiserver with RBAC and NodeRestriction,
+//! and kube-controller-manager, which gives each Node its podCIDRs. All are the real programs, built
+//! by `tests/kubernetes/prepare`.
+//!
+//! What it refuses to do: run pods. Nodes are objects that tests make.
+
+#![forbid(unsafe_code)]
+
+mod certificates;
+mod client;
+mod control_plane;
+mod programs;
+
+pub use client::{Identity, block_on};
+pub use control_plane::{ControlPlane, Options};
+pub use programs::{program, skip_reason};
