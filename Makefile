@@ -90,7 +90,6 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 # One after another: several of them need both cores.
 ci-steps:
 	for step in lint layers deny doc test test-cni demo fuzz; do $(MAKE) $$step || exit; done
-	$(MAKE) sim SECONDS=60
 
 clean: ## remove what was built
 	$(CARGO) clean
