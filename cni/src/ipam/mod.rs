@@ -22,6 +22,7 @@ mod attachment_lock;
 pub mod disk;
 pub mod live;
 pub mod pool;
+mod pool_error;
 pub mod range;
 pub mod store;
 

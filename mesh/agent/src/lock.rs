@@ -1,12 +1,9 @@
 //! One agent a network namespace, and one a run directory.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use warren_claim::{Claim, ClaimError};
+use warren_claim::{Claim, ClaimError, LockFile, LockFileError};
 
 const LOCK_FILE: &str = "agent.lock";
 
@@ -38,19 +35,14 @@ pub enum LockError {
     #[error(transparent)]
     Claim(ClaimError),
     /// The lock cannot be taken.
-    #[error("lock {}: {source}", path.display())]
-    Io {
-        /// The lock's file.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(LockFileError),
 }
 
 /// Held as long as the agent runs; the kernel lets go of it however the process ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    _file: LockFile,
 }
 
 impl Lock {
@@ -74,34 +66,14 @@ impl Lock {
             }
             Err(error) => return Err(LockError::Claim(error)),
         }
-        Self::take_file(path)
+        Self::take_file(&path)
     }
 
-    fn take_file(path: PathBuf) -> Result<Self, LockError> {
-        let opened = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path);
-        let failed = |source| LockError::Io {
-            path: path.clone(),
-            source,
-        };
-        let mut file = opened.map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {
-                let pid = std::process::id();
-                file.set_len(0).map_err(failed)?;
-                writeln!(file, "{pid}").map_err(failed)?;
-                Ok(Self { _file: file })
-            }
-            Err(TryLockError::WouldBlock) => {
-                let pid = std::fs::read_to_string(&path).unwrap_or_default();
-                let pid = pid.trim().to_owned();
-                Err(LockError::Held { path, pid })
-            }
-            Err(TryLockError::Error(source)) => Err(failed(source)),
+    fn take_file(path: &Path) -> Result<Self, LockError> {
+        match LockFile::take(path) {
+            Ok(file) => Ok(Self { _file: file }),
+            Err(LockFileError::Held { path, pid }) => Err(LockError::Held { path, pid }),
+            Err(error) => Err(LockError::File(error)),
         }
     }
 }
@@ -114,16 +86,16 @@ mod tests {
     #[test]
     fn the_second_agent_is_refused_until_the_first_ends_and_the_file_is_roots_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Lock::take_file(dir.path().join(LOCK_FILE)).unwrap();
+        let first = Lock::take_file(&dir.path().join(LOCK_FILE)).unwrap();
         let mode = std::fs::metadata(dir.path().join(LOCK_FILE)).unwrap();
         assert_eq!(mode.permissions().mode() & 0o777, 0o600);
-        let second = Lock::take_file(dir.path().join(LOCK_FILE));
+        let second = Lock::take_file(&dir.path().join(LOCK_FILE));
         let error = second.unwrap_err().to_string();
         assert!(
             error.contains(&format!("pid {}", std::process::id())),
             "{error}"
         );
         drop(first);
-        Lock::take_file(dir.path().join(LOCK_FILE)).unwrap();
+        Lock::take_file(&dir.path().join(LOCK_FILE)).unwrap();
     }
 }

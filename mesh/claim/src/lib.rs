@@ -10,6 +10,8 @@
 
 #![forbid(unsafe_code)]
 
+mod file;
+
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
 use std::os::linux::net::SocketAddrExt as _;
@@ -19,6 +21,8 @@ use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
+
+pub use file::{LockFile, LockFileError};
 
 /// The claim of the one agent of a network namespace.
 pub const AGENT: &str = "agent";

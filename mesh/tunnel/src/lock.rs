@@ -1,12 +1,12 @@
 //! What keeps a second tunnel away from the same interface: a claim in the network namespace, and a
 //! lock in the run directory.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use warren_claim::{Claim, ClaimError};
+use warren_claim::{Claim, ClaimError, LockFile, LockFileError};
 
 /// Why the interface could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -26,20 +26,23 @@ pub enum LockError {
     /// The interface cannot be claimed.
     #[error(transparent)]
     Claim(ClaimError),
-    /// The file system refused.
-    #[error("lock {path}: {source}")]
-    Io {
-        /// The lock's file.
+    /// The run directory cannot be made.
+    #[error("make {path}: {source}")]
+    RunDir {
+        /// The directory.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
     },
+    /// The lock cannot be taken.
+    #[error(transparent)]
+    File(LockFileError),
 }
 
 /// Held as long as the tunnel runs; the kernel lets go of it when the process ends in any way.
 #[derive(Debug)]
 pub struct InterfaceLock {
-    _file: File,
+    _file: LockFile,
 }
 
 /// Claims an interface of this network namespace, whatever directories another tunnel may have. A
@@ -73,37 +76,22 @@ impl InterfaceLock {
     /// [`LockError::AlreadyRunning`] when another process has it.
     pub fn take(run_dir: &Path, interface: &str) -> Result<Self, LockError> {
         let path = run_dir.join(format!("{interface}.lock"));
-        let failed = |source| LockError::Io {
-            path: path.clone(),
-            source,
-        };
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(run_dir)
-            .map_err(failed)?;
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {
-                let pid = std::process::id();
-                file.set_len(0).map_err(failed)?;
-                writeln!(file, "{pid}").map_err(failed)?;
-                Ok(Self { _file: file })
-            }
-            Err(TryLockError::WouldBlock) => {
-                let pid = std::fs::read_to_string(&path).unwrap_or_default();
-                Err(LockError::AlreadyRunning {
-                    holder: format!("pid {}, lock {}", pid.trim(), path.display()),
-                    path,
-                    interface: interface.to_owned(),
-                })
-            }
-            Err(TryLockError::Error(source)) => Err(failed(source)),
+            .map_err(|source| LockError::RunDir {
+                path: run_dir.to_owned(),
+                source,
+            })?;
+        match LockFile::take(&path) {
+            Ok(file) => Ok(Self { _file: file }),
+            Err(LockFileError::Held { path, pid }) => Err(LockError::AlreadyRunning {
+                holder: format!("pid {pid}, lock {}", path.display()),
+                path,
+                interface: interface.to_owned(),
+            }),
+            Err(error) => Err(LockError::File(error)),
         }
     }
 }

@@ -164,7 +164,8 @@ impl PathProbe {
         let Some(round) = &mut self.round else {
             return false;
         };
-        if size > round.top {
+        // A peer may say what it likes; of a size that is never asked for nothing follows.
+        if size != round.top && !SIZES.contains(&size) || size > round.top {
             return false;
         }
         self.mute = 0;
@@ -306,6 +307,23 @@ mod tests {
         }
         probe.handle_answer(now, 1500);
         assert_eq!((probe.limit(now), probe.deadline()), (None, None));
+    }
+
+    #[test]
+    fn answers_of_sizes_that_were_not_asked_for_are_nothing() {
+        let mut now = Instant::now();
+        let mut probe = PathProbe::default();
+        probe.set_ceiling(1500);
+        probe.begin(now);
+        while let Some(until) = probe.deadline() {
+            for size in [0, 7, BASE - 1, 1300, 1501, u32::MAX] {
+                assert!(!probe.handle_answer(now, size));
+            }
+            now = until;
+            assert!(!probe.handle_timeout(now));
+        }
+        assert_eq!(probe.limit(now), None);
+        assert!(!probe.is_due(now + VERIFY_EVERY), "taken for an answer");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | `uptime_seconds` | since the start |
 //! | `offload` | `none`, until segmentation offload is there |
 //! | `tun_rx_packets`, `tun_tx_packets` | inner packets read from the TUN, accepted for it |
+//! | `path_probes` | questions about the path's largest packet, and answers to ours, taken from peers |
 //! | `tun_errors` | packets that the TUN did not take, failed reads |
 //! | `udp_rx_datagrams`, `udp_tx_datagrams` | outer datagrams received, made |
 //! | `udp_send_errors` | datagrams not sent; of those `udp_send_unreachable`, `udp_send_refused`, `udp_send_too_large`, `udp_send_no_buffers` |
@@ -78,6 +79,7 @@ pub fn render(status: &ShardStatus, interface: &str, uptime: Duration) -> String
     let counters = &status.counters;
     line("tun_rx_packets", &counters.tun_rx_packets);
     line("tun_tx_packets", &counters.tun_tx_packets);
+    line("path_probes", &counters.path_probes);
     line("tun_errors", &status.tun_errors);
     line("udp_rx_datagrams", &counters.udp_rx_datagrams);
     line("udp_tx_datagrams", &counters.udp_tx_datagrams);

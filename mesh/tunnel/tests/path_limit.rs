@@ -66,6 +66,8 @@ fn a_black_hole_is_found_in_seconds_and_its_end_within_a_minute() {
     pair.talk(75, 1500);
     assert_eq!(pair.limit(), None);
     assert_eq!(pair.b.drops(DropReason::InnerMalformed), 0);
+    let counted = [&pair.a, &pair.b].map(|side| side.engine.counters().path_probes);
+    assert!(counted.iter().all(|probes| *probes > 0), "{counted:?}");
 }
 
 #[test]

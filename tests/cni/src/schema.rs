@@ -98,6 +98,18 @@ pub fn check_result(result: &Value, version: &str) {
     type Middle = Result_<OldInterface, NewIp, OldRoute>;
     type New = Result_<NewInterface, NewIp, NewRoute>;
     let (said, names, ips, routes, dns);
+    // What all versions have, in types of their own.
+    macro_rules! take {
+        ($parsed:expr) => {
+            let (interfaces, addresses) = ($parsed.interfaces.into_iter(), $parsed.ips.into_iter());
+            (said, dns) = ($parsed.cni_version, $parsed.dns);
+            names = interfaces.map(|i| (i.name, i.mac, i.sandbox)).collect();
+            ips = addresses
+                .map(|i| (i.address, i.gateway, i.interface))
+                .collect();
+            routes = $parsed.routes.into_iter().map(|r| (r.dst, r.gw)).collect();
+        };
+    }
     match version {
         "0.3.1" | "0.4.0" => {
             let parsed: Old = serde_json::from_str(&text).unwrap_or_else(|e| fail(e));
@@ -109,33 +121,11 @@ pub fn check_result(result: &Value, version: &str) {
                 };
                 assert_eq!(ip.version, family, "{result:#}");
             }
-            (said, dns) = (parsed.cni_version, parsed.dns);
-            names = parsed
-                .interfaces
-                .into_iter()
-                .map(|i| (i.name, i.mac, i.sandbox))
-                .collect();
-            ips = parsed
-                .ips
-                .into_iter()
-                .map(|i| (i.address, i.gateway, i.interface))
-                .collect();
-            routes = parsed.routes.into_iter().map(|r| (r.dst, r.gw)).collect();
+            take!(parsed);
         }
         "1.0.0" => {
             let parsed: Middle = serde_json::from_str(&text).unwrap_or_else(|e| fail(e));
-            (said, dns) = (parsed.cni_version, parsed.dns);
-            names = parsed
-                .interfaces
-                .into_iter()
-                .map(|i| (i.name, i.mac, i.sandbox))
-                .collect();
-            ips = parsed
-                .ips
-                .into_iter()
-                .map(|i| (i.address, i.gateway, i.interface))
-                .collect();
-            routes = parsed.routes.into_iter().map(|r| (r.dst, r.gw)).collect();
+            take!(parsed);
         }
         "1.1.0" => {
             let parsed: New = serde_json::from_str(&text).unwrap_or_else(|e| fail(e));
@@ -153,18 +143,7 @@ pub fn check_result(result: &Value, version: &str) {
                 );
                 assert!(told == (None, None, None, None, None) || route.gw.is_some());
             }
-            (said, dns) = (parsed.cni_version, parsed.dns);
-            names = parsed
-                .interfaces
-                .into_iter()
-                .map(|i| (i.name, i.mac, i.sandbox))
-                .collect();
-            ips = parsed
-                .ips
-                .into_iter()
-                .map(|i| (i.address, i.gateway, i.interface))
-                .collect();
-            routes = parsed.routes.into_iter().map(|r| (r.dst, r.gw)).collect();
+            take!(parsed);
         }
         other => panic!("no such version: {other}"),
     }

@@ -31,10 +31,7 @@ fuzz_target!(|packet: &[u8]| {
             address,
             ..
         } = scene;
-        let (before, accepted) = (
-            engine.counters().drops.total(),
-            engine.counters().tun_tx_packets,
-        );
+        let before = engine.counters().clone();
         engine.handle_datagram(now, *address, &sealed, out);
         let delivered: Vec<&[u8]> = out.packets().collect();
         for inner in &delivered {
@@ -54,11 +51,17 @@ fuzz_target!(|packet: &[u8]| {
             };
             assert!(own, "source {source} is not the peer's");
         }
-        let dropped = engine.counters().drops.total() - before;
-        let taken = engine.counters().tun_tx_packets - accepted;
+        let after = engine.counters();
+        let dropped = after.drops.total() - before.drops.total();
+        let taken = after.tun_tx_packets - before.tun_tx_packets;
+        let probes = after.path_probes - before.path_probes;
         assert_eq!(taken, delivered.len() as u64);
         if !packet.is_empty() {
-            assert_eq!(taken + dropped, 1, "neither delivered nor counted, or both");
+            assert_eq!(
+                taken + dropped + probes,
+                1,
+                "neither delivered nor counted, or both"
+            );
         }
         out.clear();
         engine.handle_tun_packet(now, packet, out);

@@ -79,6 +79,8 @@ pub struct Counters {
     pub tun_rx_packets: u64,
     /// Packets accepted from peers, for the TUN.
     pub tun_tx_packets: u64,
+    /// Questions about the path, and answers to ours, taken from peers.
+    pub path_probes: u64,
     /// Datagrams received.
     pub udp_rx_datagrams: u64,
     /// Datagrams made.
@@ -345,6 +347,7 @@ impl Engine {
                 let inside = &out.packets.room(data.len())[..data.len() - DATA_OVERHEAD];
                 match ProbeMessage::parse(inside) {
                     Some(probe) => {
+                        self.counters.path_probes += 1;
                         self.with_peer(id, now, out, |peer, ctx| peer.handle_probe(ctx, probe));
                         return Ok(());
                     }

@@ -1,0 +1,176 @@
+//! The sockets on loopback: what comes out where.
+
+use std::net::UdpSocket;
+
+use super::*;
+use crate::steer::Kind;
+
+/// Where a datagram from this address comes out: `None` is the socket for data.
+fn lane_of(lanes: &Lanes, from: &str, datagram: &[u8]) -> Option<usize> {
+    let to = lanes.data.local_addr().unwrap().as_socket().unwrap();
+    let sender = UdpSocket::bind((from, 0)).unwrap();
+    sender.send_to(datagram, to).unwrap();
+    let mut arena = ReceiveArena::new();
+    for _ in 0..500 {
+        if arena.receive(&lanes.data, BATCH).is_ok() {
+            return None;
+        }
+        let mut handshakes = lanes.handshakes.iter();
+        if let Some(lane) = handshakes.position(|socket| arena.receive(socket, BATCH).is_ok()) {
+            return Some(lane);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("a datagram of {} bytes was lost", datagram.len());
+}
+
+fn kind_of(lanes: &Lanes, from: &str, datagram: &[u8]) -> Option<Kind> {
+    let lane = lane_of(lanes, from, datagram)?;
+    Some(Kind::of(lane).unwrap())
+}
+
+/// A datagram of this type and length, with a byte set.
+fn datagram(kind: u8, len: usize, set: Option<usize>) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    if let Some(first) = bytes.first_mut() {
+        *first = kind;
+    }
+    if let Some(at) = set {
+        bytes[at] = 0x80;
+    }
+    bytes
+}
+
+fn check_kinds(domain: Domain, address: &str, source: &str) {
+    let at = SocketAddr::new(address.parse().unwrap(), 0);
+    let lanes = Lanes::open(domain, at).unwrap();
+    assert_eq!(lanes.handshakes.len(), steer::lanes() as usize);
+    let kind = |bytes: &[u8]| kind_of(&lanes, source, bytes);
+    for len in [32, 33, 148, 1452] {
+        assert_eq!(kind(&datagram(4, len, None)), None, "data of {len} bytes");
+    }
+    assert_eq!(kind(&datagram(2, 92, None)), Some(Kind::Answers));
+    assert_eq!(kind(&datagram(2, 92, Some(80))), Some(Kind::Answers));
+    assert_eq!(kind(&datagram(3, 64, None)), Some(Kind::Answers));
+    // Each single byte of MAC2 makes it a claim, and none before it does.
+    assert_eq!(kind(&datagram(1, 148, None)), Some(Kind::Strangers));
+    assert_eq!(kind(&datagram(1, 148, Some(131))), Some(Kind::Strangers));
+    for at in 132..148 {
+        assert_eq!(kind(&datagram(1, 148, Some(at))), Some(Kind::Claims));
+    }
+    // Rubbish never takes the room of data.
+    for (first, len) in [
+        (0, 0),
+        (4, 1),
+        (4, 31),
+        (1, 4),
+        (1, 140),
+        (1, 149),
+        (9, 1000),
+    ] {
+        let bytes = datagram(first, len, None);
+        assert_eq!(kind(&bytes), Some(Kind::Strangers), "{first}, {len} bytes");
+    }
+    let reserved = datagram(4, 64, Some(2));
+    assert_eq!(kind(&reserved), Some(Kind::Strangers), "reserved bytes");
+}
+
+#[test]
+fn each_kind_of_message_has_sockets_of_its_own_in_both_families() {
+    check_kinds(Domain::IPV4, "127.0.0.1", "127.0.0.1");
+    match UdpSocket::bind("[::1]:0") {
+        Ok(_) => check_kinds(Domain::IPV6, "::1", "::1"),
+        Err(error) => println!("skipped for IPv6: no ::1: {error}"),
+    }
+}
+
+#[test]
+fn peers_have_sockets_apart_from_strangers_however_many_they_are() {
+    let at = "127.0.0.1:0".parse().unwrap();
+    let lanes = Lanes::open(Domain::IPV4, at).unwrap();
+    let initiation = datagram(1, 148, None);
+    let known = |n: u32| IpAddr::V4(Ipv4Addr::from_bits(0x7f01_0000 + 3 * n));
+    for (count, secret) in [
+        (1, 5),
+        (7, 0x8000_0001),
+        (8, 0),
+        (9, 77),
+        (510, 0xdead_beef),
+    ] {
+        let peers = (0..count).map(known);
+        // Those of the other family and duplicates do not count.
+        let others = [known(0), "2001:db8::1".parse().unwrap()];
+        let known_addresses = peers.chain(others).collect();
+        let deal = Deal {
+            secret,
+            known: known_addresses,
+        };
+        steer::attach(Domain::IPV4, &lanes.data, &deal).unwrap();
+        for n in [0, count / 3, count / 2, count - 1] {
+            let peer = known(n).to_string();
+            assert_eq!(
+                kind_of(&lanes, &peer, &initiation),
+                Some(Kind::Peers),
+                "{n} of {count}"
+            );
+            let stranger = known(n).to_string().replace("127.1.", "127.2.");
+            let kind = kind_of(&lanes, &stranger, &initiation);
+            assert_eq!(kind, Some(Kind::Strangers), "{stranger}");
+        }
+    }
+    // More than a program can know: each is among those of one secret or another.
+    let all: Vec<IpAddr> = (0..2000).map(known).collect();
+    let hits = (1..40u32).filter(|n| {
+        let deal = Deal {
+            secret: n.wrapping_mul(0x9e37_79b9),
+            known: all.clone(),
+        };
+        steer::attach(Domain::IPV4, &lanes.data, &deal).unwrap();
+        kind_of(&lanes, &known(1234).to_string(), &initiation) == Some(Kind::Peers)
+    });
+    let hits = hits.count();
+    assert!((1..39).contains(&hits), "{hits} of 39");
+}
+
+#[test]
+fn the_sources_are_spread_over_the_sockets_of_their_kind_and_anew_by_each_secret() {
+    let at = "127.0.0.1:0".parse().unwrap();
+    let lanes = Lanes::open(Domain::IPV4, at).unwrap();
+    let sources: Vec<String> = (1..60).map(|n| format!("127.0.{n}.1")).collect();
+    let dealt = |secret| {
+        let deal = Deal {
+            secret,
+            known: Vec::new(),
+        };
+        steer::attach(Domain::IPV4, &lanes.data, &deal).unwrap();
+        let sources = sources.iter();
+        let lane = |from: &String| lane_of(&lanes, from, &datagram(1, 148, None));
+        sources.map(lane).collect::<Vec<_>>()
+    };
+    let (first, second) = (dealt(0x1234_5678), dealt(0x8765_4321));
+    for dealt in [&first, &second] {
+        let lanes: std::collections::BTreeSet<_> = dealt.iter().collect();
+        assert!(lanes.len() >= 6, "of 8 sockets only {lanes:?}");
+    }
+    let same = first.iter().zip(&second).filter(|(a, b)| a == b).count();
+    assert!(same < 30, "{same} of 59 are where they were");
+}
+
+#[test]
+fn where_the_kernel_refuses_everything_comes_to_the_one_socket_and_the_port_is_ours_alone() {
+    let at = "127.0.0.1:0".parse().unwrap();
+    let refuse: Attach = |_, _, _| Err(io::ErrorKind::Unsupported.into());
+    let lanes = Lanes::open_with(Domain::IPV4, at, refuse).unwrap();
+    assert!(lanes.handshakes.is_empty());
+    for (kind, len) in [(1, 148), (2, 92), (3, 64), (4, 64), (0, 0)] {
+        for n in 1..20 {
+            let from = format!("127.0.0.{n}");
+            assert_eq!(lane_of(&lanes, &from, &datagram(kind, len, None)), None);
+        }
+    }
+    let port = lanes.data.local_addr().unwrap().as_socket().unwrap();
+    let other = open(Domain::IPV4, BUFFER_BYTES).unwrap();
+    other.set_reuse_port(true).unwrap();
+    let error = other.bind(&port.into()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+}
