@@ -139,7 +139,7 @@ const HANDSHAKES: u64 = u64::MAX;
 /// The most handshakes that are taken from one socket before it is another one's turn.
 const HANDSHAKE_BATCH: usize = 32;
 /// The most sockets for handshakes that are told to be readable at once: more than there are.
-const MAX_READY: usize = 64;
+const MAX_READY: usize = 128;
 
 impl Shard {
     /// Makes the loop of its parts.
@@ -472,6 +472,7 @@ impl Shard {
             self.udp = udp;
         }
         self.engine.set_listen(self.udp.port(), self.udp.mark());
+        self.share.note_peers_changed();
         Ok(())
     }
 

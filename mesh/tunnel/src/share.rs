@@ -76,6 +76,11 @@ impl Share {
         self.data_moved = true;
     }
 
+    /// Notes that there are other peers: their first handshakes shall not be taken for strangers'.
+    pub(crate) fn note_peers_changed(&mut self) {
+        self.reshuffled_at = None;
+    }
+
     /// Whether the sockets are looked at by the clock.
     pub(crate) fn is_polled(&self) -> bool {
         self.polled_until.is_some()
@@ -191,6 +196,19 @@ mod tests {
         }
         work(Duration::from_micros(10));
         assert_eq!(look(&mut share), 3000, "nobody else wants the time");
+    }
+
+    #[test]
+    fn new_peers_are_dealt_to_their_sockets_by_the_next_look() {
+        let start = Instant::now();
+        let mut share = Share::by(|| CPU.get());
+        share.note_peers_changed();
+        assert!(!share.end(start, false), "nothing is dealt out at rest");
+        assert!(share.end(start, true));
+        assert!(!share.end(start + POLL_EVERY, true));
+        share.note_peers_changed();
+        assert!(share.end(start + 2 * POLL_EVERY, true));
+        assert!(!share.end(start + 3 * POLL_EVERY, true));
     }
 
     #[test]

@@ -61,7 +61,8 @@ impl Kind {
         match self {
             Self::Answers => 1,
             Self::Claims | Self::Peers => 2,
-            Self::Strangers => 3,
+            // A stranger shares one with a flood in one try of 32, in two tries on end hardly ever.
+            Self::Strangers => 5,
         }
     }
 

@@ -26,7 +26,7 @@ use crate::sys::{check, int_option, set_int_option};
 /// The size of the sockets' buffers: 30 ms at 2 Gb/s.
 const BUFFER_BYTES: libc::c_int = 8 << 20;
 /// The size of each buffer for handshakes: the kernel doubles it, and counts 768 bytes for each.
-const HANDSHAKE_BUFFER_BYTES: libc::c_int = 512 << 10;
+const HANDSHAKE_BUFFER_BYTES: libc::c_int = 256 << 10;
 /// How many ports of the kernel's choice are tried until one is free in both families.
 const PORT_TRIES: usize = 16;
 
