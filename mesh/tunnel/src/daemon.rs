@@ -1,7 +1,7 @@
 //! The daemon: its parts put together, started, and ended in order.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -43,11 +43,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let (shard, changed) = make_shard(&options, state_path.as_deref(), saved, generation)?;
     let control = shard.control();
 
-    let saver = state_path.map(|path: PathBuf| Saver {
-        control: control.clone(),
-        path,
-        generation,
-    });
+    let saver = state_path.map(|path| Saver::new(control.clone(), path, generation));
     if let Some(saver) = &saver {
         saver.clone().spawn(changed).context("start the saver")?;
     }

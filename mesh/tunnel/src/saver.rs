@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -20,14 +21,26 @@ const REFRESH: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug)]
 pub struct Saver {
     /// The running device.
-    pub control: Control,
+    control: Control,
     /// The state's file.
-    pub path: PathBuf,
+    path: PathBuf,
     /// The generation bit of this process.
-    pub generation: bool,
+    generation: bool,
+    /// Whether the last save is done: one that was still under way then must not undo it.
+    ended: Arc<Mutex<bool>>,
 }
 
 impl Saver {
+    /// Makes the saver of a running device.
+    pub fn new(control: Control, path: PathBuf, generation: bool) -> Self {
+        Self {
+            control,
+            path,
+            generation,
+            ended: Arc::default(),
+        }
+    }
+
     /// Starts the thread that saves whenever `changed` says so, until the shard is gone.
     ///
     /// # Errors
@@ -54,11 +67,17 @@ impl Saver {
 
     /// Saves now. A failure is told of, and does not end anything: the next change tries again.
     pub fn save(&self) {
-        self.save_ahead(RESERVE);
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*ended {
+            self.save_ahead(RESERVE);
+        }
     }
 
-    /// Saves at an orderly end, after which no more than what is under way is stamped.
+    /// Saves at an orderly end, after which no more than what is under way is stamped, and nothing
+    /// is saved.
     pub fn save_last(&self) {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        *ended = true;
         self.save_ahead(LAST_RESERVE);
     }
 
