@@ -63,6 +63,7 @@ impl Server {
             peer.persistent_keepalive = update
                 .persistent_keepalive
                 .unwrap_or(peer.persistent_keepalive);
+            peer.path_probes = update.path_probes.unwrap_or(peer.path_probes);
         }
         self.requests.push(request);
     }
@@ -209,6 +210,7 @@ async fn a_batch_is_one_request_and_a_prefix_moves_inside_it() {
     assert_eq!(peers[&kept].allowed_ips, ["10.244.4.0/24".parse().unwrap()]);
     assert_eq!(peers[&kept].endpoint, Some("192.0.2.9:1".parse().unwrap()));
     assert_eq!(peers[&kept].persistent_keepalive, 0);
+    assert!(peers.values().all(|peer| peer.path_probes));
 
     let server = fixture.server.lock().unwrap();
     assert_eq!(server.requests.len(), 2, "one request a batch");

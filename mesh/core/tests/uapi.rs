@@ -205,6 +205,8 @@ fn peer_values_that_the_reference_refuses_are_refused() {
         "replace_allowed_ips=false",
         "persistent_keepalive_interval=65536",
         "persistent_keepalive_interval=off",
+        "path_probes=yes",
+        "path_probes=",
         "protocol_version=2",
         "protocol_version=",
         "endpoint=::1:51820",

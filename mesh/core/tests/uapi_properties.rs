@@ -17,7 +17,7 @@ const KEY: &str = "b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75
 
 /// The room that is taken for a text: per device, per peer and per prefix.
 const fn room(peers: usize, prefixes: usize) -> usize {
-    192 + 448 * peers + 64 * prefixes
+    192 + 480 * peers + 64 * prefixes
 }
 
 proptest! {
@@ -71,6 +71,7 @@ fn the_longest_possible_texts_fit_their_room() {
         preshared_key: preshared_key.clone(),
         endpoint,
         persistent_keepalive: Some(u16::MAX),
+        path_probes: Some(false),
         replace_allowed_ips: true,
         allowed_ips: vec![AllowedIpUpdate::Remove(longest_v6); 50],
     };
@@ -90,6 +91,7 @@ fn the_longest_possible_texts_fit_their_room() {
         rx_bytes: u64::MAX,
         tx_bytes: u64::MAX,
         persistent_keepalive: u16::MAX,
+        path_probes: true,
         allowed_ips: vec![longest_v6; 50],
     };
     let device = Device {
@@ -163,21 +165,25 @@ fn peer_update() -> impl Strategy<Value = PeerUpdate> {
     (
         public_key(),
         any::<[bool; 3]>(),
+        any::<Option<bool>>(),
         prop::option::of(preshared_key()),
         prop::option::of(endpoint()),
         prop::option::of(any::<u16>()),
         prop::collection::vec(allowed_ip_update(), 0..4),
     )
         .prop_map(
-            |(public_key, flags, preshared_key, endpoint, keepalive, allowed_ips)| PeerUpdate {
-                public_key,
-                remove: flags[0],
-                update_only: flags[1],
-                preshared_key,
-                endpoint,
-                persistent_keepalive: keepalive,
-                replace_allowed_ips: flags[2],
-                allowed_ips,
+            |(public_key, flags, path_probes, preshared_key, endpoint, keepalive, allowed_ips)| {
+                PeerUpdate {
+                    public_key,
+                    remove: flags[0],
+                    update_only: flags[1],
+                    preshared_key,
+                    endpoint,
+                    persistent_keepalive: keepalive,
+                    path_probes,
+                    replace_allowed_ips: flags[2],
+                    allowed_ips,
+                }
             },
         )
 }
@@ -208,7 +214,7 @@ fn peer_state() -> impl Strategy<Value = Peer> {
         prop::option::of(endpoint()),
         prop::option::of((any::<u64>(), 1u32..1_000_000_000)),
         any::<(u64, u64)>(),
-        any::<u16>(),
+        any::<(u16, bool)>(),
         prop::collection::vec(prefix(), 0..4),
     )
         .prop_map(
@@ -219,7 +225,8 @@ fn peer_state() -> impl Strategy<Value = Peer> {
                 last_handshake: handshake.map(|(secs, nanos)| Duration::new(secs, nanos)),
                 rx_bytes: bytes.0,
                 tx_bytes: bytes.1,
-                persistent_keepalive: keepalive,
+                persistent_keepalive: keepalive.0,
+                path_probes: keepalive.1,
                 allowed_ips: ips,
             },
         )

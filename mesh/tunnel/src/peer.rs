@@ -75,6 +75,8 @@ pub(crate) struct Peer {
     pub(crate) dropped: Option<Box<DropNotes>>,
     /// How large packets to it may be that arrive.
     pub(crate) probe: PathProbe,
+    /// Whether it may be asked: other WireGuards drop a probe as malformed, and some count it.
+    pub(crate) path_probes: bool,
 }
 
 impl Peer {
@@ -103,6 +105,7 @@ impl Peer {
             start_pending: false,
             dropped: None,
             probe: PathProbe::default(),
+            path_probes: false,
         }
     }
 
@@ -164,7 +167,8 @@ impl Peer {
             ctx.out.datagrams.commit(len, endpoint);
             self.tx_bytes += len as u64;
         }
-        if padded + outer_overhead(endpoint.address) > BASE as usize
+        if self.path_probes
+            && padded + outer_overhead(endpoint.address) > BASE as usize
             && self.probe.is_due(ctx.now.monotonic)
         {
             self.probe.begin(ctx.now.monotonic);

@@ -79,6 +79,7 @@ impl State {
             preshared_key: peer.preshared_key,
             endpoint: peer.endpoint,
             persistent_keepalive: Some(peer.persistent_keepalive),
+            path_probes: peer.path_probes.then_some(true),
             allowed_ips: peer
                 .allowed_ips
                 .into_iter()

@@ -5,7 +5,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{Side, carry, packet};
+use support::{Side, carry, packet, peer};
+use warren_core::uapi::PeerUpdate;
 use warren_tunnel::{DropReason, Now};
 
 /// What IPv4, UDP and nothing else add to a datagram.
@@ -19,10 +20,19 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
+        Self::with_probes(Some(true))
+    }
+
+    fn with_probes(path_probes: Option<bool>) -> Self {
         let now = Now::read();
         let (mut a, mut b) = (Side::new("192.0.2.1:1"), Side::new("192.0.2.2:2"));
-        a.add(now, &b, &["10.2.0.0/16"]);
-        b.add(now, &a, &["10.1.0.0/16"]);
+        let update = |other: &Side, prefix| PeerUpdate {
+            path_probes,
+            ..peer(other.key, Some(other.address), &[prefix])
+        };
+        let (of_b, of_a) = (update(&b, "10.2.0.0/16"), update(&a, "10.1.0.0/16"));
+        a.set(now, vec![of_b]);
+        b.set(now, vec![of_a]);
         let hello = a.tun(now, &packet("10.1.0.1", "10.2.0.1", 100, 0));
         carry(now, &mut [&mut a, &mut b], 0, hello);
         let query = a.engine.poll_path_query().unwrap();
@@ -81,4 +91,36 @@ fn a_pair_without_large_packets_sends_no_probe() {
             .tun(pair.now, &packet("10.1.0.1", "10.2.0.1", 200, 0));
         assert_eq!(small.len(), 1);
     }
+}
+
+#[test]
+fn a_peer_that_may_be_another_wireguard_is_sent_no_probe() {
+    for path_probes in [None, Some(false)] {
+        let mut pair = Pair::with_probes(path_probes);
+        pair.talk(100, 1500);
+        let probes = |side: &Side| side.engine.counters().path_probes;
+        assert_eq!((probes(&pair.a), probes(&pair.b)), (0, 0));
+        assert_eq!(pair.b.drops(DropReason::InnerMalformed), 0);
+        let (a, b) = (pair.a.engine.get(), pair.b.engine.get());
+        assert_eq!(a.peers[0].tx_bytes, b.peers[0].rx_bytes);
+        assert!(!a.to_text().contains("path_probes"));
+    }
+}
+
+#[test]
+fn the_permission_to_probe_is_told_taken_back_and_saved() {
+    let mut pair = Pair::new();
+    let allowed = |side: &Side| side.engine.get().peers[0].path_probes;
+    assert!(allowed(&pair.a));
+    let key = pair.b.key;
+    let update = |path_probes| PeerUpdate {
+        path_probes,
+        ..PeerUpdate::new(key)
+    };
+    pair.a.set(pair.now, vec![update(None)]);
+    assert!(allowed(&pair.a), "what is not named stays");
+    let text = pair.a.engine.get().to_text();
+    assert!(text.contains("\npath_probes=true\n"), "{}", *text);
+    pair.a.set(pair.now, vec![update(Some(false))]);
+    assert!(!allowed(&pair.a));
 }

@@ -222,6 +222,29 @@ fn a_prefix_is_taken_away_by_its_owner_alone() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_stock_wg_passes_over_the_key_that_is_ours() -> Result<()> {
+    require!();
+    let lab = Lab::new("uapiours")?;
+    let host = lab.host("node")?;
+    let (_tunnel, socket) = start(&host, "wg0")?;
+    socket.set(&base());
+    let shown = |argv: &[&str]| host.run(argv).map(|output| output.stdout);
+    let all = [
+        ["wg", "show", "wg0"].as_slice(),
+        &["wg", "show", "wg0", "dump"],
+        &["wg", "showconf", "wg0"],
+    ];
+    let before = all.map(|argv| shown(argv).unwrap());
+    let peer = public_key(1);
+    socket.set(&format!("public_key={peer}\npath_probes=true\n"));
+    assert!(socket.get().contains("\npath_probes=true\n"));
+    assert_eq!(all.map(|argv| shown(argv).unwrap()), before);
+    socket.set(&format!("public_key={peer}\npath_probes=false\n"));
+    assert!(!socket.get().contains("path_probes"));
+    Ok(())
+}
+
 /// A device with a key and three peers.
 fn base() -> String {
     let key = private_key(9).to_hex();

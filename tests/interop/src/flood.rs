@@ -25,7 +25,9 @@ const COOKIE_LEN: usize = 64;
 pub struct FloodPace {
     /// Initiations sent at once.
     pub burst: u32,
-    /// Time between bursts.
+    /// Time between bursts, and between looks whether the answers to the last one have ended: on a
+    /// busy machine an emulated kernel would be seconds behind otherwise, and its answers too late
+    /// for anybody.
     pub pause: Duration,
 }
 
@@ -82,10 +84,17 @@ impl Flood {
                     // A full buffer or an ICMP error is part of a flood.
                     let _ = socket.send(&message);
                 }
-                std::thread::sleep(pace.pause);
-                while let Ok(len) = socket.recv(&mut answer) {
-                    if len == COOKIE_LEN && answer[0] == 3 {
-                        cookies.fetch_add(1, Ordering::Relaxed);
+                loop {
+                    std::thread::sleep(pace.pause);
+                    let mut answers = 0;
+                    while let Ok(len) = socket.recv(&mut answer) {
+                        answers += 1;
+                        if len == COOKIE_LEN && answer[0] == 3 {
+                            cookies.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                    if answers == 0 || stop.load(Ordering::Relaxed) {
+                        break;
                     }
                 }
             }

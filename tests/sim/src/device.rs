@@ -186,6 +186,7 @@ pub fn restore(peers: &[Peer]) -> SetRequest {
     let update = |peer: &Peer| PeerUpdate {
         endpoint: peer.endpoint,
         persistent_keepalive: Some(peer.persistent_keepalive),
+        path_probes: peer.path_probes.then_some(true),
         allowed_ips: peer
             .allowed_ips
             .iter()

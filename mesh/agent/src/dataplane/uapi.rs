@@ -167,6 +167,8 @@ fn update_of(change: &Change) -> Option<PeerUpdate> {
             let mut update = PeerUpdate::new(*public_key);
             update.endpoint = Some(new.endpoint);
             update.persistent_keepalive = Some(new.persistent_keepalive);
+            // All nodes of the mesh know them.
+            update.path_probes = Some(true);
             update.allowed_ips = new
                 .allowed_ips
                 .iter()
@@ -188,6 +190,7 @@ fn update_of(change: &Change) -> Option<PeerUpdate> {
             update.update_only = true;
             update.endpoint = endpoint;
             update.persistent_keepalive = persistent_keepalive;
+            update.path_probes = Some(true);
             let remove = delta
                 .remove_allowed_ips
                 .iter()

@@ -41,6 +41,9 @@ pub struct Peer {
     pub tx_bytes: u64,
     /// The persistent keepalive interval in seconds; 0 is off.
     pub persistent_keepalive: u16,
+    /// Whether the peer may be asked how large packets to it may be. Ours: `path_probes=true` is
+    /// written where it is so, and nothing else, so that other devices' answers look as ever.
+    pub path_probes: bool,
     /// The peer's prefixes, in the order of the answer.
     pub allowed_ips: Vec<IpNet>,
 }
@@ -123,6 +126,7 @@ impl Peer {
             rx_bytes: 0,
             tx_bytes: 0,
             persistent_keepalive: 0,
+            path_probes: false,
             allowed_ips: Vec::new(),
         }
     }
@@ -148,6 +152,7 @@ impl Peer {
             "persistent_keepalive_interval" => {
                 self.persistent_keepalive = value::seconds("persistent_keepalive_interval", value)?;
             }
+            "path_probes" => self.path_probes = value::boolean("path_probes", value)?,
             "allowed_ip" => self.allowed_ips.push(value::prefix("allowed_ip", value)?),
             _ => {}
         }
@@ -180,6 +185,9 @@ impl Peer {
         text.field("tx_bytes", self.tx_bytes);
         text.field("rx_bytes", self.rx_bytes);
         text.field("persistent_keepalive_interval", self.persistent_keepalive);
+        if self.path_probes {
+            text.field("path_probes", true);
+        }
         for prefix in &self.allowed_ips {
             text.field("allowed_ip", prefix.trunc());
         }

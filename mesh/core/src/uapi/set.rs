@@ -41,6 +41,8 @@ pub struct PeerUpdate {
     pub endpoint: Option<SocketAddr>,
     /// The new persistent keepalive interval in seconds; 0 switches it off.
     pub persistent_keepalive: Option<u16>,
+    /// Whether the peer may be asked how large packets to it may be: `path_probes`, which is ours.
+    pub path_probes: Option<bool>,
     /// Whether all present allowed IPs of the peer go before `allowed_ips` are applied.
     pub replace_allowed_ips: bool,
     /// The changes of allowed IPs, in order.
@@ -164,6 +166,7 @@ impl PeerUpdate {
             preshared_key: None,
             endpoint: None,
             persistent_keepalive: None,
+            path_probes: None,
             replace_allowed_ips: false,
             allowed_ips: Vec::new(),
         }
@@ -181,6 +184,7 @@ impl PeerUpdate {
                 let seconds = value::seconds("persistent_keepalive_interval", value)?;
                 self.persistent_keepalive = Some(seconds);
             }
+            "path_probes" => self.path_probes = Some(value::boolean("path_probes", value)?),
             "replace_allowed_ips" => {
                 self.replace_allowed_ips = value::flag("replace_allowed_ips", value)?;
                 // The reference works line by line: this one undoes what came before it.
@@ -216,6 +220,9 @@ impl PeerUpdate {
         }
         if let Some(seconds) = self.persistent_keepalive {
             text.field("persistent_keepalive_interval", seconds);
+        }
+        if let Some(path_probes) = self.path_probes {
+            text.field("path_probes", path_probes);
         }
         if self.replace_allowed_ips {
             text.field("replace_allowed_ips", true);

@@ -59,6 +59,14 @@ pub(super) fn flag(key: &'static str, value: &str) -> Result<bool, UapiError> {
     ))
 }
 
+pub(super) fn boolean(key: &'static str, value: &str) -> Result<bool, UapiError> {
+    match value {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(UapiError::value(key, value, "`true` or `false`")),
+    }
+}
+
 pub(super) fn protocol_version(key: &'static str, value: &str) -> Result<(), UapiError> {
     if value == "1" {
         return Ok(());

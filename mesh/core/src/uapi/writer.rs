@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 /// More than a device's own lines can take, the operation and the empty line included.
 pub(super) const DEVICE_ROOM: usize = 192;
 /// More than a peer's lines can take, its prefixes not included.
-pub(super) const PEER_ROOM: usize = 448;
+pub(super) const PEER_ROOM: usize = 480;
 /// More than the line of a prefix can take.
 pub(super) const PREFIX_ROOM: usize = 64;
 

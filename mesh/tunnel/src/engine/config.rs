@@ -97,6 +97,7 @@ impl Engine {
                     rx_bytes: peer.rx_bytes,
                     tx_bytes: peer.tx_bytes,
                     persistent_keepalive: peer.keepalive_seconds,
+                    path_probes: peer.path_probes,
                     allowed_ips: std::mem::take(&mut allowed_ips[id.0 as usize]),
                     ..uapi::Peer::new(peer.public_key)
                 })
@@ -164,6 +165,9 @@ impl Engine {
                 .is_some_and(|session| session.sendable(now));
             // What was tried at the old endpoint, if there was one, is worth a try at the new one.
             start |= moved && !up;
+        }
+        if let Some(path_probes) = update.path_probes {
+            peer.path_probes = path_probes;
         }
         if let Some(seconds) = update.persistent_keepalive {
             start |= peer.keepalive_seconds == 0 && seconds > 0;
