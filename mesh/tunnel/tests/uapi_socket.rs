@@ -7,6 +7,7 @@ mod uapi_device;
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::Instant;
 
 use proptest::prelude::*;
@@ -227,21 +228,30 @@ fn the_stock_wg_passes_over_the_key_that_is_ours() -> Result<()> {
     require!();
     let lab = Lab::new("uapiours")?;
     let host = lab.host("node")?;
-    let (_tunnel, socket) = start(&host, "wg0")?;
-    socket.set(&base());
-    let shown = |argv: &[&str]| host.run(argv).map(|output| output.stdout);
-    let all = [
+    // Where the stock wg looks.
+    let tunnel =
+        host.spawn(Command::new(uapi_device::TUNNEL).args(["-f", "wg0", "--log", "info"]))?;
+    tunnel.wait_log("the tunnel is up", PATIENCE)?;
+    let say = |lines: &str| {
+        let said = format!("printf '{lines}' | socat - UNIX-CONNECT:/var/run/wireguard/wg0.sock");
+        host.sh(&said).map(|output| output.stdout)
+    };
+    let set = |lines: &str| say(&request(lines).replace('\n', "\\n"));
+    let get = || say("get=1\\n\\n");
+    assert_eq!(set(&base())?.trim(), "errno=0");
+    let commands = [
         ["wg", "show", "wg0"].as_slice(),
         &["wg", "show", "wg0", "dump"],
         &["wg", "showconf", "wg0"],
     ];
-    let before = all.map(|argv| shown(argv).unwrap());
+    let shown = || commands.map(|argv| host.run(argv).unwrap().stdout);
+    let before = shown();
     let peer = public_key(1);
-    socket.set(&format!("public_key={peer}\npath_probes=true\n"));
-    assert!(socket.get().contains("\npath_probes=true\n"));
-    assert_eq!(all.map(|argv| shown(argv).unwrap()), before);
-    socket.set(&format!("public_key={peer}\npath_probes=false\n"));
-    assert!(!socket.get().contains("path_probes"));
+    set(&format!("public_key={peer}\npath_probes=true\n"))?;
+    assert!(get()?.contains("\npath_probes=true\n"));
+    assert_eq!(shown(), before);
+    set(&format!("public_key={peer}\npath_probes=false\n"))?;
+    assert!(!get()?.contains("path_probes"));
     Ok(())
 }
 
