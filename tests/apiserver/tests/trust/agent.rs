@@ -72,6 +72,7 @@ fn an_agents_token_is_worth_its_own_record_and_condition_and_nothing_else() -> R
                 .with_context(|| format!("{method} {path}"))?;
         }
         accepted(write(&agent, &path, Form::Apply, (&json!({}), &new), true).await?)?;
+        cluster.has_evaluated_every_message();
         Ok(())
     })
 }

@@ -82,6 +82,7 @@ fn only_agents_and_operators_write_our_annotations_and_nobody_else_is_disturbed(
             }
         }
         would_create(&ada).await?;
+        cluster.has_evaluated_every_message();
         Ok(())
     })
 }

@@ -38,6 +38,8 @@ impl Cluster {
                 "serviceaccount-token-controller",
                 "validatingadmissionpolicy-status-controller",
             ],
+            // The level at which kubeadm runs it; messages that cannot be evaluated are logged there.
+            apiserver_flags: vec!["--v=2".into()],
             ..Options::default()
         };
         let plane = ControlPlane::start(&lab.host("control-plane")?, options)?;
@@ -58,6 +60,16 @@ impl Cluster {
             create(&admin, &node(name)).await?;
         }
         Ok(admin)
+    }
+
+    /// Fails if the API server could not evaluate what a policy says, which it does with every write.
+    pub(crate) fn has_evaluated_every_message(&self) {
+        let log = self.plane.apiserver_log();
+        let lines: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains("messageExpression"))
+            .collect();
+        assert!(lines.is_empty(), "{}: {}", lines.len(), lines[0]);
     }
 
     /// A client with the token of a service account's Pod on a node.
@@ -106,7 +118,11 @@ pub(crate) fn condition(kind: &str, status: &str) -> Value {
 
 /// Puts a condition in the place of the one of its type, or beside the others.
 pub(crate) fn set_condition(node: &mut Value, new: Value) {
-    if let Some(conditions) = node["status"]["conditions"].as_array_mut() {
+    let conditions = &mut node["status"]["conditions"];
+    if conditions.is_null() {
+        *conditions = json!([]);
+    }
+    if let Some(conditions) = conditions.as_array_mut() {
         match conditions.iter_mut().find(|old| old["type"] == new["type"]) {
             Some(old) => *old = new,
             None => conditions.push(new),

@@ -10,5 +10,6 @@
 mod agent;
 mod annotations;
 mod cluster;
+mod cost;
 mod manifests;
 mod tokens;

@@ -46,9 +46,10 @@ fn a_token_without_its_node_is_denied_and_told_what_to_do() -> Result<()> {
         let anew = token(&admin, AGENT, Some(pod)).await?;
         can_publish(&plane.client(&anew).await?, &admin, "node2").await?;
 
-        // Issued before its Node was there: it has the name, and no uid.
+        // Issued before its Node was there: it has the name, and no uid. And nobody has annotated the Node.
         let early = cluster.on_node(AGENT, "node5").await?;
-        create(&admin, &node("node5")).await?;
+        let bare = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node5"}});
+        create(&admin, &bare).await?;
         can_publish(&early, &admin, "node5").await?;
 
         set_policies_in_force(plane, AGENT, false).await?;
@@ -60,6 +61,7 @@ fn a_token_without_its_node_is_denied_and_told_what_to_do() -> Result<()> {
         for change in own("node2", "") {
             change.would_be_accepted((&former, &admin)).await?;
         }
+        cluster.has_evaluated_every_message();
         Ok(())
     })
 }
