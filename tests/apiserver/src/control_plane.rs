@@ -191,11 +191,6 @@ impl ControlPlane {
         self.client(&Identity::admin().token()).await
     }
 
-    /// What the API server has logged since it was started last.
-    pub fn apiserver_log(&self) -> String {
-        self.apiserver.as_ref().map(Proc::log).unwrap_or_default()
-    }
-
     /// Kills the API server, and with it every connection to it.
     pub fn stop_apiserver(&mut self) {
         if let Some(proc) = self.apiserver.take() {

@@ -28,6 +28,8 @@ impl Form {
         Self::Apply,
         Self::Update,
     ];
+    /// Those that need the verb `patch` alone.
+    pub const PATCHES: [Self; 4] = [Self::Merge, Self::Json, Self::Strategic, Self::Apply];
 }
 
 /// What the API server answered: the object, or the message of its refusal.

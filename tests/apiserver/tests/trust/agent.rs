@@ -13,6 +13,7 @@ use crate::cluster::{
     generated_name, get, grant, node, remove_annotation, remove_condition, set_annotation,
     set_condition,
 };
+use crate::rbac;
 
 const POLICY: &str = "warren-agent";
 /// What agents publish: every annotation of ours but the operators'.
@@ -31,11 +32,16 @@ fn an_agents_token_is_worth_its_own_record_and_condition_and_nothing_else() -> R
     block_on(cluster.plane.host(), async || {
         let admin = cluster.set_up().await?;
         let agent = cluster.on_node(AGENT, "node1").await?;
-        rbac_gives_what_is_needed_and_no_more(&agent).await?;
+        rbac::gives_what_is_needed_and_no_more(&agent).await?;
+        for form in Form::PATCHES {
+            the_own_record_is_written(&agent, &admin, form).await?;
+            the_own_condition_is_written(&agent, &admin, form).await?;
+        }
+        what_is_applied_no_more_is_removed(&agent, &admin).await?;
         // From here on RBAC stands in nobody's way, as if somebody had bound the account to too much.
         grant(&admin, "too-much", AGENT_USER, all_of_nodes()).await?;
-        the_own_record_is_written(&agent, &admin).await?;
-        the_own_condition_is_written(&agent, &admin).await?;
+        the_own_record_is_written(&agent, &admin, Form::Update).await?;
+        the_own_condition_is_written(&agent, &admin, Form::Update).await?;
 
         let changes = [others(), annotations(), metadata(), spec(), status()];
         let changes: Vec<Change> = changes.into_iter().flatten().collect();
@@ -72,165 +78,73 @@ fn an_agents_token_is_worth_its_own_record_and_condition_and_nothing_else() -> R
                 .with_context(|| format!("{method} {path}"))?;
         }
         accepted(write(&agent, &path, Form::Apply, (&json!({}), &new), true).await?)?;
-        cluster.has_evaluated_every_message();
         Ok(())
     })
 }
 
-async fn rbac_gives_what_is_needed_and_no_more(agent: &Client) -> Result<()> {
-    let event = |namespace: &str| {
-        json!({
-            "metadata": {"name": format!("node1.{namespace}"), "namespace": namespace},
-            "regarding": {"kind": "Node", "name": "node1"},
-            "reportingController": "warren.network/agent", "reportingInstance": "node1",
-            "action": "Refuse", "reason": "Test", "type": "Warning",
-            "eventTime": "2026-01-01T00:00:00.000000Z",
-        })
-    };
-    let events = |namespace: &str| format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
-    accepted(send(agent, "GET", NODES, None).await?)?;
-    accepted(send(agent, "GET", &format!("{NODES}/node2"), None).await?)?;
-    accepted(send(agent, "POST", &events("default"), Some(&event("default"))).await?)?;
-    let core = json!({
-        "metadata": {"name": "node1.core", "namespace": "default"},
-        "involvedObject": {"kind": "Node", "name": "node1"}, "reason": "Test",
-    });
-    accepted(
-        send(
-            agent,
-            "POST",
-            "/api/v1/namespaces/default/events",
-            Some(&core),
-        )
-        .await?,
-    )?;
-    let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
-    let put = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}});
-    for (method, path, body, verb, resource, group, scope) in [
-        (
-            "POST",
-            events("kube-system"),
-            Some(event("kube-system")),
-            "create",
-            "events",
-            "events.k8s.io",
-            "in the namespace \"kube-system\"",
-        ),
-        (
-            "GET",
-            "/api/v1/namespaces/warren-system/secrets".into(),
-            None,
-            "list",
-            "secrets",
-            "",
-            "in the namespace \"warren-system\"",
-        ),
-        (
-            "PUT",
-            format!("{NODES}/node1"),
-            Some(put.clone()),
-            "update",
-            "nodes",
-            "",
-            "at the cluster scope",
-        ),
-        (
-            "PUT",
-            format!("{NODES}/node1/status"),
-            Some(put),
-            "update",
-            "nodes/status",
-            "",
-            "at the cluster scope",
-        ),
-        (
-            "DELETE",
-            format!("{policies}/warren-agent"),
-            None,
-            "delete",
-            "validatingadmissionpolicybindings",
-            "admissionregistration.k8s.io",
-            "at the cluster scope",
-        ),
-    ] {
-        let message = send(agent, method, &path, body.as_ref()).await?;
-        let expected = format!(
-            "User \"{AGENT_USER}\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {scope}"
-        );
-        assert!(
-            message
-                .as_ref()
-                .is_err_and(|message| message.ends_with(&expected)),
-            "{method} {path}: {message:?}, not {expected}"
-        );
+async fn the_own_record_is_written(agent: &Client, admin: &Client, form: Form) -> Result<()> {
+    let path = format!("{NODES}/node1");
+    let old = get(admin, "node1").await?;
+    let mut new = old.clone();
+    for key in OWN {
+        set_annotation(&mut new, key, &format!("{form:?}"));
+    }
+    accepted(write(agent, &path, form, (&old, &new), true).await?)?;
+    assert_eq!(get(admin, "node1").await?, old, "{form:?}: a dry run");
+    accepted(write(agent, &path, form, (&old, &new), false).await?)?;
+    let old = get(admin, "node1").await?;
+    assert_eq!(annotations_of(&old), annotations_of(&new), "{form:?}");
+    if form != Form::Apply {
+        let mut new = old.clone();
+        remove_annotation(&mut new, annotation::NEXT_PUBLIC_KEY);
+        accepted(write(agent, &path, form, (&old, &new), false).await?)?;
+        let now = get(admin, "node1").await?;
+        assert_eq!(annotations_of(&now), annotations_of(&new), "{form:?}");
     }
     Ok(())
 }
 
-async fn the_own_record_is_written(agent: &Client, admin: &Client) -> Result<()> {
+async fn what_is_applied_no_more_is_removed(agent: &Client, admin: &Client) -> Result<()> {
     let path = format!("{NODES}/node1");
-    for form in Form::ALL {
-        let old = get(admin, "node1").await?;
-        let mut new = old.clone();
-        for key in OWN {
-            set_annotation(&mut new, key, &format!("{form:?}"));
-        }
-        accepted(write(agent, &path, form, (&old, &new), true).await?)?;
-        assert_eq!(get(admin, "node1").await?, old, "{form:?}: a dry run");
-        accepted(write(agent, &path, form, (&old, &new), false).await?)?;
-        let annotations = &get(admin, "node1").await?["metadata"]["annotations"];
-        assert_eq!(annotations, &new["metadata"]["annotations"], "{form:?}");
-        if form != Form::Apply {
-            let old = get(admin, "node1").await?;
-            let mut new = old.clone();
-            remove_annotation(&mut new, annotation::NEXT_PUBLIC_KEY);
-            accepted(write(agent, &path, form, (&old, &new), false).await?)?;
-            let annotations = &get(admin, "node1").await?["metadata"]["annotations"];
-            assert_eq!(annotations, &new["metadata"]["annotations"], "{form:?}");
-        }
-    }
-    // What is applied no more is removed.
     let bare = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}});
     let mut record = bare.clone();
     record["metadata"]["annotations"] = json!({annotation::MTU: "1400"});
     accepted(write(agent, &path, Form::Apply, (&bare, &record), false).await?)?;
+    let now = get(admin, "node1").await?;
+    assert_eq!(annotations_of(&now)[annotation::MTU], "1400");
     accepted(write(agent, &path, Form::Apply, (&bare, &bare), false).await?)?;
-    let annotations = &get(admin, "node1").await?["metadata"]["annotations"];
-    assert_eq!(annotations.get(annotation::MTU), None);
+    let now = get(admin, "node1").await?;
+    assert_eq!(annotations_of(&now)[annotation::MTU], Value::Null);
     Ok(())
 }
 
-async fn the_own_condition_is_written(agent: &Client, admin: &Client) -> Result<()> {
+async fn the_own_condition_is_written(agent: &Client, admin: &Client, form: Form) -> Result<()> {
     let path = format!("{NODES}/node1/status");
-    for form in Form::ALL {
-        for (status, heartbeat) in [("True", "01"), ("False", "01"), ("False", "02")] {
-            let old = get(admin, "node1").await?;
-            let mut new = old.clone();
-            let mut ours = condition("NetworkUnavailable", status);
-            ours["message"] = json!(format!("{form:?}"));
-            ours["lastHeartbeatTime"] = json!(format!("2026-02-{heartbeat}T00:00:00Z"));
-            ours["lastTransitionTime"] = ours["lastHeartbeatTime"].clone();
-            set_condition(&mut new, ours.clone());
-            accepted(write(agent, &path, form, (&old, &new), false).await?)?;
-            assert_eq!(
-                conditions(&get(admin, "node1").await?),
-                conditions(&new),
-                "{form:?}"
-            );
-        }
-        if form != Form::Apply && form != Form::Strategic {
-            let old = get(admin, "node1").await?;
-            let mut new = old.clone();
-            remove_condition(&mut new, "NetworkUnavailable");
-            accepted(write(agent, &path, form, (&old, &new), false).await?)?;
-            assert_eq!(
-                conditions(&get(admin, "node1").await?),
-                conditions(&new),
-                "{form:?}"
-            );
-        }
+    for (status, heartbeat) in [("True", "01"), ("False", "01"), ("False", "02")] {
+        let old = get(admin, "node1").await?;
+        let mut new = old.clone();
+        let mut ours = condition("NetworkUnavailable", status);
+        ours["message"] = json!(format!("{form:?}"));
+        ours["lastHeartbeatTime"] = json!(format!("2026-02-{heartbeat}T00:00:00Z"));
+        ours["lastTransitionTime"] = ours["lastHeartbeatTime"].clone();
+        set_condition(&mut new, ours);
+        accepted(write(agent, &path, form, (&old, &new), false).await?)?;
+        let now = get(admin, "node1").await?;
+        assert_eq!(conditions(&now), conditions(&new), "{form:?}");
+    }
+    if form != Form::Apply && form != Form::Strategic {
+        let old = get(admin, "node1").await?;
+        let mut new = old.clone();
+        remove_condition(&mut new, "NetworkUnavailable");
+        accepted(write(agent, &path, form, (&old, &new), false).await?)?;
+        let now = get(admin, "node1").await?;
+        assert_eq!(conditions(&now), conditions(&new), "{form:?}");
     }
     Ok(())
+}
+
+fn annotations_of(node: &Value) -> &Value {
+    &node["metadata"]["annotations"]
 }
 
 /// A Node's conditions by type; a strategic patch changes their order.

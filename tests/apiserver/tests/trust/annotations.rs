@@ -82,7 +82,6 @@ fn only_agents_and_operators_write_our_annotations_and_nobody_else_is_disturbed(
             }
         }
         would_create(&ada).await?;
-        cluster.has_evaluated_every_message();
         Ok(())
     })
 }
@@ -298,7 +297,7 @@ async fn a_kubelet_registers(cluster: &Cluster) -> Result<()> {
 
 async fn an_operator_steers_with_what_is_shipped(olivia: &Client, admin: &Client) -> Result<()> {
     let path = format!("{NODES}/node1");
-    for form in [Form::Merge, Form::Json, Form::Strategic, Form::Apply] {
+    for form in Form::PATCHES {
         let old = get(admin, "node1").await?;
         let mut new = old.clone();
         set_annotation(&mut new, annotation::FORCE_ENDPOINT, &format!("{form:?}"));

@@ -50,9 +50,10 @@ fn nobody_keeps_the_api_server_busy_with_large_nodes() -> Result<()> {
         // A stolen token that tries to make its Node large.
         assert_eq!(told(change(&agent, &admin, "", many).await?), too_many);
         let answer = change(&agent, &admin, "/status", |node| {
-            node["status"]["conditions"] = (0..20_000)
-                .map(|_| json!({"type": "NetworkUnavailable", "status": "True"}))
-                .collect();
+            let more = json!({"type": "NetworkUnavailable", "status": "True"});
+            if let Some(conditions) = node["status"]["conditions"].as_array_mut() {
+                conditions.resize(20_000, more);
+            }
         });
         assert_eq!(
             told(answer.await?),
@@ -85,7 +86,6 @@ fn nobody_keeps_the_api_server_busy_with_large_nodes() -> Result<()> {
             set_condition(node, condition("NetworkUnavailable", "False"));
         };
         accepted(change(&agent, &admin, "/status", available).await?)?;
-        cluster.has_evaluated_every_message();
         Ok(())
     })
 }

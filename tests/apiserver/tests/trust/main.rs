@@ -12,4 +12,5 @@ mod annotations;
 mod cluster;
 mod cost;
 mod manifests;
+mod rbac;
 mod tokens;
