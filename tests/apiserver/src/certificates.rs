@@ -2,22 +2,18 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
 };
 
-/// Writes `ca.crt`, `server.crt`, `server.key` and `service-accounts.{key,pub}` to `directory`, and returns
-/// the certificate of the authority in PEM.
+/// Writes `ca.{crt,key}`, `server.{crt,key}` and `service-accounts.{key,pub}` to `directory`, and returns the
+/// certificate of the authority in PEM.
 pub(crate) fn write(directory: &Path, addresses: &[IpAddr]) -> Result<String> {
-    let mut ca = CertificateParams::default();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    ca.distinguished_name
-        .push(DnType::CommonName, "warren test authority");
+    let ca = authority();
     let ca_key = KeyPair::generate()?;
     let ca_pem = ca.self_signed(&ca_key)?.pem();
 
@@ -38,6 +34,7 @@ pub(crate) fn write(directory: &Path, addresses: &[IpAddr]) -> Result<String> {
     let tokens_key = KeyPair::generate()?;
     for (name, content) in [
         ("ca.crt", ca_pem.clone()),
+        ("ca.key", ca_key.serialize_pem()),
         ("server.crt", server_pem),
         ("server.key", server_key.serialize_pem()),
         ("service-accounts.key", tokens_key.serialize_pem()),
@@ -47,4 +44,43 @@ pub(crate) fn write(directory: &Path, addresses: &[IpAddr]) -> Result<String> {
         fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(ca_pem)
+}
+
+/// Writes a client certificate of the authority in `directory`, and returns the paths of it and of its key.
+///
+/// # Errors
+/// Those of the files, and of a key that is none.
+pub(crate) fn write_client(
+    directory: &Path,
+    user: &str,
+    groups: &[&str],
+) -> Result<(PathBuf, PathBuf)> {
+    let ca_key = directory.join("ca.key");
+    let ca_key = fs::read_to_string(&ca_key).context("read the authority's key")?;
+    let ca = authority();
+    let issuer = Issuer::from_params(&ca, KeyPair::from_pem(&ca_key)?);
+    let mut client = CertificateParams::default();
+    client.distinguished_name = DistinguishedName::new();
+    client.distinguished_name.push(DnType::CommonName, user);
+    for &group in groups {
+        client
+            .distinguished_name
+            .push(DnType::OrganizationName, group);
+    }
+    client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate()?;
+    let path = |end: &str| directory.join(format!("{}.{end}", user.replace(':', "-")));
+    let (certificate, private) = (path("crt"), path("key"));
+    fs::write(&certificate, client.signed_by(&key, &issuer)?.pem())?;
+    fs::write(&private, key.serialize_pem())?;
+    Ok((certificate, private))
+}
+
+fn authority() -> CertificateParams {
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    ca.distinguished_name
+        .push(DnType::CommonName, "warren test authority");
+    ca
 }

@@ -148,7 +148,8 @@ impl ControlPlane {
     /// The file's.
     pub fn write_kubeconfig(&self, name: &str, token: &str) -> Result<PathBuf> {
         let path = self.directory.join(format!("{name}.kubeconfig"));
-        fs::write(&path, self.kubeconfig(token).to_string())
+        let kubeconfig = self.kubeconfig(&serde_json::json!({ "token": token }));
+        fs::write(&path, kubeconfig.to_string())
             .with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     }
@@ -158,7 +159,25 @@ impl ControlPlane {
     /// # Errors
     /// Those of the configuration.
     pub async fn client(&self, token: &str) -> Result<kube::Client> {
-        let kubeconfig: Kubeconfig = serde_json::from_value(self.kubeconfig(token))?;
+        self.client_of(serde_json::json!({ "token": token })).await
+    }
+
+    /// A client with a certificate of the control plane's authority, as a kubelet has one.
+    ///
+    /// # Errors
+    /// Those of the files and of the configuration.
+    pub async fn client_by_certificate(&self, user: &str, groups: &[&str]) -> Result<kube::Client> {
+        let (certificate, key) = certificates::write_client(&self.directory, user, groups)?;
+        let user = serde_json::json!({"client-certificate": certificate, "client-key": key});
+        self.client_of(user).await
+    }
+
+    /// A client that is who a kubeconfig's `user` says.
+    ///
+    /// # Errors
+    /// Those of the configuration.
+    pub async fn client_of(&self, user: serde_json::Value) -> Result<kube::Client> {
+        let kubeconfig: Kubeconfig = serde_json::from_value(self.kubeconfig(&user))?;
         let config =
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         Ok(kube::Client::try_from(config)?)
@@ -205,7 +224,7 @@ impl ControlPlane {
         Ok(())
     }
 
-    fn kubeconfig(&self, token: &str) -> serde_json::Value {
+    fn kubeconfig(&self, user: &serde_json::Value) -> serde_json::Value {
         serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
@@ -213,7 +232,7 @@ impl ControlPlane {
                 "server": self.url(),
                 "certificate-authority": self.directory.join("ca.crt"),
             }}],
-            "users": [{"name": "user", "user": {"token": token}}],
+            "users": [{"name": "user", "user": user}],
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "user"}}],
             "current-context": "lab",
         })

@@ -9,8 +9,14 @@
 mod certificates;
 mod client;
 mod control_plane;
+mod manifests;
 mod programs;
+mod tokens;
+mod write;
 
 pub use client::{Identity, block_on};
 pub use control_plane::{ControlPlane, Options};
+pub use manifests::{apply, apply_shipped, rendered, set_policies_in_force};
 pub use programs::{program, skip_reason};
+pub use tokens::{AGENT, Binding, agent_pod, secret_token, token};
+pub use write::{Form, Outcome, send, write};

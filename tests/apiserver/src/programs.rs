@@ -2,8 +2,13 @@
 
 use std::path::PathBuf;
 
-/// What a control plane is made of.
-const NEEDED: [&str; 3] = ["etcd", "kube-apiserver", "kube-controller-manager"];
+/// What a control plane is made of, and what applies manifests to it.
+const NEEDED: [&str; 4] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kubectl",
+];
 
 /// The path of a program that `tests/kubernetes/prepare` builds.
 pub fn program(name: &str) -> PathBuf {
