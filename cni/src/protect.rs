@@ -92,7 +92,8 @@ pub fn load_node(state_dir: &Path) -> Result<NodeFile, ProtectError> {
     })
 }
 
-/// Checks that the kernel holds all that keeps a pod's packets from leaving in clear.
+/// Checks that the kernel holds all that keeps a pod's packets from leaving in clear, and from
+/// what they must not reach on the node itself.
 ///
 /// # Errors
 /// [`ProtectError`], naming everything of a kind that is missing.

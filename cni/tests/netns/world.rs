@@ -153,6 +153,18 @@ impl World {
             ),
             ("iifname \"wrn*\" ip6 saddr fe80::/10", rule::POD_LINK_LOCAL),
             ("iifname \"wrn*\" ip daddr 127.0.0.0/8", rule::POD_LOOPBACK),
+            (
+                "iifname \"wrn*\" ip6 daddr ::ffff:0.0.0.0/96",
+                rule::POD_MAPPED,
+            ),
+            (
+                "iifname \"wrn*\" ip daddr 169.254.0.0/16 fib daddr type local",
+                rule::POD_TO_LINK_LOCAL_V4,
+            ),
+            (
+                "iifname \"wrn*\" ip6 daddr fe80::/10",
+                rule::POD_TO_LINK_LOCAL_V6,
+            ),
         ]);
         let ingress = text(&[
             ("ip saddr 10.244.0.0/16", rule::INGRESS_SRC_V4),
