@@ -30,6 +30,7 @@ pub(crate) fn add(conf: &NetConf, request: &PodRequest) -> Result<Value, Error> 
     let pod = Pod::open(&request.netns)?;
     let ipam = Ipam::open(&conf.state_dir, &conf.name)?;
     let ranges = ranges(&pod_conf, &node)?;
+    protect::check_families(&ranges)?;
     let mut requested = pod_conf.asked.ips.clone();
     if requested.is_empty() {
         requested.extend(request.args.ip);

@@ -7,10 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::stat::{fstat, stat};
 use serde_json::Value;
 
 use crate::config::{MAX_CONFIG_BYTES, NetConf};
-use crate::env::CniRequest;
+use crate::env::{AttachmentId, CniRequest};
 use crate::error::Error;
 use crate::result::version_result;
 use crate::version::CniVersion;
@@ -30,12 +31,23 @@ pub struct Answer {
 
 /// Carries out one call: environment and stdin in, one JSON document on stdout, and the exit code.
 /// Whatever happens, a failure is told in the form that the specification asks for.
+///
+/// An ADD whose result nobody can read is refused where that is known before, and undone where it
+/// turns out: the runtime would not know what it has.
 pub fn run(
     get_env: impl Fn(&str) -> Option<OsString>,
     stdin: impl Read + AsFd,
-    mut stdout: impl Write,
+    mut stdout: impl Write + AsFd,
 ) -> ExitCode {
-    let answer = answer(get_env, stdin);
+    let adds = get_env("CNI_COMMAND").is_some_and(|verb| verb == "ADD");
+    if adds && leads_nowhere(&stdout) {
+        eprintln!(
+            "warren-cni: ADD refused: stdout is closed or /dev/null, and nobody would learn of the \
+             result"
+        );
+        return ExitCode::FAILURE;
+    }
+    let (answer, made) = call(get_env, stdin);
     let mut text = answer
         .output
         .map(|json| json.to_string())
@@ -46,14 +58,58 @@ pub fn run(
     let written = stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush());
-    match (answer.success, written) {
-        (true, Ok(())) => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
+    if let Err(error) = written {
+        eprintln!("warren-cni: cannot write the answer to stdout: {error}");
+        if let Some(made) = made {
+            made.undo();
+        }
+        return ExitCode::FAILURE;
+    }
+    match answer.success {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Whether what is written there is lost. A program that is started with a closed stdout has
+/// /dev/null there: Rust's runtime opens it, lest a file of its own becomes its stdout.
+fn leads_nowhere(stdout: &impl AsFd) -> bool {
+    let Ok(stdout) = fstat(stdout) else {
+        return true;
+    };
+    let null = stat("/dev/null");
+    null.is_ok_and(|null| (null.st_mode, null.st_rdev) == (stdout.st_mode, stdout.st_rdev))
+}
+
+/// What an ADD has made.
+struct Made {
+    conf: NetConf,
+    attachment: AttachmentId,
+}
+
+impl Made {
+    /// Takes it away again, as DEL does.
+    fn undo(self) {
+        let _guard = logging::start(&self.conf).unwrap_or_else(|_| logging::to_stderr(&self.conf));
+        let attachment = &self.attachment;
+        match del::del(&self.conf, attachment) {
+            Ok(()) => tracing::error!(%attachment, "undone: its result could not be written"),
+            Err(error) => {
+                tracing::error!(%attachment, %error, "its result could not be written, and it is left until DEL");
+            }
+        }
     }
 }
 
 /// Carries out one call and returns its answer.
 pub fn answer(get_env: impl Fn(&str) -> Option<OsString>, stdin: impl Read + AsFd) -> Answer {
+    call(get_env, stdin).0
+}
+
+fn call(
+    get_env: impl Fn(&str) -> Option<OsString>,
+    stdin: impl Read + AsFd,
+) -> (Answer, Option<Made>) {
     // The answer's version is the configuration's, as soon as that is known.
     let mut version = CniVersion::NEWEST;
     // Nothing of the state that a panic may leave half-changed is looked at afterwards, but for
@@ -65,14 +121,14 @@ pub fn answer(get_env: impl Fn(&str) -> Option<OsString>, stdin: impl Read + AsF
         Err(Error::Panic(text.unwrap_or("panic").to_owned()))
     });
     match outcome {
-        Ok(output) => Answer {
-            output,
-            success: true,
-        },
-        Err(error) => Answer {
-            output: Some(error.to_json(version)),
-            success: false,
-        },
+        Ok((output, made)) => {
+            let success = true;
+            (Answer { output, success }, made)
+        }
+        Err(error) => {
+            let (output, success) = (Some(error.to_json(version)), false);
+            (Answer { output, success }, None)
+        }
     }
 }
 
@@ -80,10 +136,11 @@ fn carry_out(
     get_env: impl Fn(&str) -> Option<OsString>,
     stdin: impl Read + AsFd,
     version: &mut CniVersion,
-) -> Result<Option<Value>, Error> {
+) -> Result<(Option<Value>, Option<Made>), Error> {
     let request = match CniRequest::from_env(get_env) {
         Ok(CniRequest::Version) => {
-            return Ok(Some(version_result(asked_version(stdin).as_deref())));
+            let versions = version_result(asked_version(stdin).as_deref());
+            return Ok((Some(versions), None));
         }
         Ok(request) => request,
         Err(error) => {
@@ -139,7 +196,15 @@ fn carry_out(
             tracing::error!(verb, attachment = subject, network, %error, "failed");
         }
     }
-    outcome
+    let output = outcome?;
+    let made = match request {
+        CniRequest::Add(pod) => Some(Made {
+            conf,
+            attachment: pod.attachment,
+        }),
+        _ => None,
+    };
+    Ok((output, made))
 }
 
 fn configuration(stdin: impl Read, version: &mut CniVersion) -> Result<NetConf, Error> {

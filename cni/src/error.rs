@@ -140,7 +140,7 @@ impl Error {
             Self::Config(ConfigError::Unsupported { .. }) => code::UNSUPPORTED,
             Self::Config(_) | Self::PrevResult(_) => code::CONFIG,
             Self::Alias(_) | Self::Stdin(_) | Self::LogFile { .. } | Self::Runtime(_) => code::IO,
-            Self::Protect(ProtectError::Kernel(_)) => code::KERNEL,
+            Self::Protect(ProtectError::Kernel(_) | ProtectError::NoIpv6(_)) => code::KERNEL,
             Self::Protect(ProtectError::NoMasquerade) => code::CONFIG,
             Self::Plan(PlanError::Gateway { .. } | PlanError::Family { .. }) => code::CONFIG,
             Self::Protect(_) | Self::Plan(_) | Self::Tunnel(_) => code::TRY_LATER,

@@ -12,7 +12,7 @@ use crate::del;
 use crate::env::{AttachmentId, ContainerId, IfName};
 use crate::error::Error;
 use crate::ipam::{Ipam, Reservation};
-use crate::plan::host_name;
+use crate::plan::{host_name, network_mac};
 
 /// Removes interfaces and reservations that the runtime's list does not have; nothing when it gave
 /// no list.
@@ -42,23 +42,18 @@ pub(crate) async fn gc(conf: &NetConf) -> Result<(), Error> {
         }
         Err(error) => errors.push(error.into()),
     }
-    // Interfaces whose reservation was lost.
-    let strays = match (links, ipam.beside()) {
-        (Ok(links), Ok(0)) => {
-            let kept: BTreeSet<String> = valid.iter().map(host_name).collect();
-            let names = links.into_iter().map(|link| link.name);
-            names
-                .filter(|name| name.starts_with(VETH_PREFIX) && !kept.contains(name))
-                .collect()
+    // This network's interfaces whose reservation was lost.
+    let mac = Some(network_mac(&conf.state_dir, &conf.name));
+    let kept: BTreeSet<String> = valid.iter().map(host_name).collect();
+    let strays = match links {
+        Ok(mut links) => {
+            links.retain(|link| {
+                link.name.starts_with(VETH_PREFIX) && link.mac == mac && !kept.contains(&link.name)
+            });
+            links.into_iter().map(|link| link.name).collect()
         }
-        (Ok(_), Ok(networks)) => {
-            // Nothing but a reservation tells which network an interface is of.
-            tracing::debug!(networks, "interfaces without a reservation are left alone");
-            Vec::new()
-        }
-        (links, networks) => {
-            errors.extend(links.err().map(Error::from));
-            errors.extend(networks.err().map(Error::from));
+        Err(error) => {
+            errors.push(error.into());
             Vec::new()
         }
     };

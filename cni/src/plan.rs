@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
@@ -136,6 +137,22 @@ pub fn host_name(attachment: &AttachmentId) -> String {
     digest[..6].iter().fold(VETH_PREFIX.to_owned(), hex)
 }
 
+/// The hardware address of the node's ends of a network's pods. Each pod sees only its own node end,
+/// so that they need not differ; the pair has it from the first instant, so that whatever becomes
+/// of an ADD or of the stored state, the kernel tells whose an interface is.
+pub fn network_mac(state_dir: &Path, network: &str) -> Mac {
+    let mut hash = Sha256::new();
+    // Its components: `/var/lib/warren` and `/var/lib/warren/` are one directory.
+    for part in state_dir {
+        hash.update(part.as_encoded_bytes());
+        hash.update([0]);
+    }
+    hash.update([0]);
+    hash.update(network);
+    let digest: [u8; 32] = hash.finalize().into();
+    mac(&digest[..6])
+}
+
 /// Plans an attachment with these addresses. `pod_mac` overrides the hardware address that the
 /// pod's end gets by itself.
 ///
@@ -148,9 +165,8 @@ pub fn plan_add(
     conf: &PodConf,
     pod_mac: Option<Mac>,
 ) -> Result<AttachPlan, PlanError> {
-    let digest = digest(attachment);
-    let host_mac = mac(&digest[6..12]);
-    let pod_mac = pod_mac.unwrap_or_else(|| mac(&digest[12..18]));
+    let host_mac = conf.network_mac;
+    let pod_mac = pod_mac.unwrap_or_else(|| mac(&digest(attachment)[12..18]));
     let mut host = EndPlan {
         name: host_name(attachment),
         alias: attachment.container_id.as_str().into(),

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::ipam::AddressRange;
 use ipnet::IpNet;
 use thiserror::Error;
 use warren_core::consts::{MAIN_TABLE, NFT_TABLE, NODE_FILE, UNREACHABLE_METRIC, rule_comment};
@@ -21,6 +22,8 @@ const POD_TO_NODE_CHAIN: &str = "pod-to-node";
 const SOURCE_NAT_CHAIN: &str = "source-nat";
 /// How the comments of the rules of the egress chain go on after the prefix.
 const EGRESS_COMMENT: &str = "egress-";
+/// There unless the kernel was booted without IPv6.
+const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6/conf";
 /// Likewise those of the chain for pods' packets to node addresses.
 const POD_TO_NODE_COMMENT: &str = "pod-to-node-";
 
@@ -56,6 +59,12 @@ pub enum ProtectError {
     /// Pods would get addresses that neither filter nor routes cover.
     #[error("node not protected: its podCIDR {0} is inside none of the cluster's pod ranges")]
     Outside(IpNet),
+    /// Pods are to have IPv6 addresses, and the kernel has no IPv6. CNI error code 100.
+    #[error(
+        "the kernel of this node has no IPv6 (booted with ipv6.disable=1?), and its pods are to have \
+         addresses of {0}: boot it with IPv6, or give the node no IPv6 podCIDR"
+    )]
+    NoIpv6(IpNet),
     /// The configuration asks for masquerade, which the agent does not do. CNI error code 7.
     #[error(
         "network configuration has masquerade = true: must be false or be left out where the \
@@ -92,7 +101,8 @@ pub fn load_node(state_dir: &Path) -> Result<NodeFile, ProtectError> {
     })
 }
 
-/// Checks that the kernel holds all that keeps a pod's packets from leaving in clear.
+/// Checks that the kernel holds all that keeps a pod's packets from leaving in clear, and from
+/// what they must not reach on the node itself.
 ///
 /// # Errors
 /// [`ProtectError`], naming everything of a kind that is missing.
@@ -112,6 +122,21 @@ pub fn check(netlink: &mut SyncNetlink, node: &NodeFile) -> Result<(), ProtectEr
         return Err(ProtectError::Routes(missing));
     }
     Ok(())
+}
+
+/// Checks that the kernel has the families that pods are to have addresses of. Where IPv6 is only
+/// switched off by sysctl, it is switched on for the pod's own interfaces.
+///
+/// # Errors
+/// [`ProtectError::NoIpv6`].
+pub fn check_families(ranges: &[AddressRange]) -> Result<(), ProtectError> {
+    let ipv6 = ranges.iter().find(|range| range.is_ipv6());
+    match ipv6 {
+        Some(range) if !Path::new(IPV6_SETTINGS).exists() => {
+            Err(ProtectError::NoIpv6(range.subnet()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks that the node's rules do what the configuration says of masquerade.

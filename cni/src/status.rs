@@ -78,6 +78,9 @@ pub(crate) async fn status(conf: &NetConf) -> Result<(), Error> {
             reasons.push(error.into());
         }
         let ranges = ranges(&pod_conf, node)?;
+        if let Err(error) = protect::check_families(&ranges) {
+            reasons.push(error.into());
+        }
         let ipam = Ipam::open(&conf.state_dir, &conf.name);
         if let Err(error) = ipam.and_then(|ipam| ipam.check_free(&ranges)) {
             reasons.push(error.into());

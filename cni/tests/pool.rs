@@ -534,6 +534,7 @@ fn live(id: u32, addresses: &[&str]) -> LiveAttachment {
         host_interface: host_name(&owner(id)),
         container_id: format!("c{id}"),
         ifname: String::new(),
+        ours: true,
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
     }
 }

@@ -7,11 +7,12 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 
 use serde_json::{Value, json};
 use warren_cni::config::{ExtraRoute, PodConf, RangeConf};
 use warren_cni::env::{AttachmentId, ContainerId, IfName};
-use warren_cni::plan::{AttachPlan, PlanError, host_name, plan_add};
+use warren_cni::plan::{AttachPlan, PlanError, host_name, network_mac, plan_add};
 use warren_cni::result::{CniResult, Dns, version_result};
 use warren_cni::version::CniVersion;
 use warren_core::files::NodeFile;
@@ -180,14 +181,33 @@ fn host_names_fit_and_differ_by_container_and_interface() {
 }
 
 #[test]
+fn a_networks_hardware_address_is_of_its_directory_and_name() {
+    let mac = |directory: &str, name| network_mac(Path::new(directory), name);
+    let ours = mac("/var/lib/warren", "warren");
+    assert_eq!(ours, mac("/var/lib//warren/", "warren"));
+    for (directory, name) in [
+        ("/var/lib/warren", "warren2"),
+        ("/var/lib/warren2", "warren"),
+        ("/var/lib/warren/warren", ""),
+        ("/var/lib", "warren/warren"),
+    ] {
+        assert_ne!(ours, mac(directory, name), "{directory} {name}");
+    }
+}
+
+#[test]
 fn hardware_addresses_are_local_unicast_and_differ() {
     for i in 0..200 {
+        let conf = PodConf {
+            network_mac: network_mac(Path::new("/var/lib/warren"), &format!("n{i}")),
+            ..PodConf::default()
+        };
         let addresses = ["10.244.1.2".parse().unwrap()];
         let plan = plan_add(
             &attachment(&format!("c{i}"), "eth0"),
             &addresses,
             &node(),
-            &PodConf::default(),
+            &conf,
             None,
         );
         let plan = plan.unwrap();

@@ -45,6 +45,7 @@ impl Attached {
             host_interface: host_name(&owner(id)),
             container_id: id.into(),
             ifname: "eth0".into(),
+            ours: true,
             addresses: vec![address],
         });
     }

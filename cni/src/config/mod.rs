@@ -36,6 +36,7 @@ pub use pod::{ExtraRoute, PodConf, RangeConf};
 pub use runtime::Asked;
 
 use crate::env::{AttachmentId, ContainerId, IfName, is_identifier};
+use crate::plan::network_mac;
 use crate::version::CniVersion;
 
 /// The largest configuration that is read, in bytes: a long `prevResult` has a few KiB.
@@ -188,7 +189,8 @@ impl NetConf {
     /// # Errors
     /// [`ConfigError::Invalid`], [`ConfigError::Unsupported`].
     pub fn pod(&self) -> Result<PodConf, ConfigError> {
-        PodConf::parse(&Fields::root(&self.object))
+        let network_mac = network_mac(&self.state_dir, &self.name);
+        PodConf::parse(&Fields::root(&self.object), network_mac)
     }
 
     /// `cni.dev/valid-attachments`: what GC must keep; none when the runtime gives no list, for

@@ -9,6 +9,7 @@ use warren_core::consts::MIN_MTU;
 use super::runtime::Asked;
 use super::{ConfigError, Fields, invalid, unsupported};
 use crate::args::parse_address;
+use crate::plan::Mac;
 use crate::result::Dns;
 
 /// The largest MTU that a veth takes (linux/if_ether.h, `ETH_MAX_MTU`).
@@ -23,6 +24,9 @@ const MAX_ENTRIES: usize = 1024;
 /// How pods of a network are attached.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PodConf {
+    /// The hardware address of the node's ends of the pods' pairs, see
+    /// [`network_mac`](crate::plan::network_mac).
+    pub network_mac: Mac,
     /// `mtu`: the pods' MTU in bytes, 1280 to 65535. Default: what the node's record says.
     pub mtu_bytes: Option<u32>,
     /// `dns`: handed on in the result. Default: what an earlier plugin said, or nothing.
@@ -85,7 +89,7 @@ impl RangeConf {
 }
 
 impl PodConf {
-    pub(super) fn parse(fields: &Fields<'_>) -> Result<Self, ConfigError> {
+    pub(super) fn parse(fields: &Fields<'_>, network_mac: Mac) -> Result<Self, ConfigError> {
         if let Some(ipam) = fields.get("ipam")
             && ipam.as_object().is_none_or(|object| !object.is_empty())
         {
@@ -94,6 +98,7 @@ impl PodConf {
         }
         let allowed = "must be a whole number of bytes from 1280 to 65535";
         Ok(Self {
+            network_mac,
             mtu_bytes: fields.number("mtu", (MIN_MTU, MAX_MTU), allowed)?,
             dns: dns(fields)?,
             ranges: objects(fields, "ranges")?

@@ -8,7 +8,7 @@ use warren_core::consts::{MAIN_TABLE, PROTOCOL_CNI, VETH_PREFIX};
 use warren_netlink::{Link, NetlinkError, RouteKind, SyncNetlink};
 
 use crate::env::{AttachmentId, ContainerId, IfName};
-use crate::plan::host_name;
+use crate::plan::{Mac, host_name};
 
 /// Names that runtimes give to a pod's interfaces: the host side's name is a hash, so that a guess
 /// can be verified.
@@ -25,19 +25,21 @@ pub struct LiveAttachment {
     pub container_id: String,
     /// The interface inside the container; empty when it has no usual name.
     pub ifname: String,
+    /// Whether it is of this network, and not of another one on this node.
+    pub ours: bool,
     /// The addresses that are routed to it.
     pub addresses: Vec<IpAddr>,
 }
 
 /// Where live attachments are seen.
 pub trait Live {
-    /// The names of the interfaces on the node that attachments may have.
+    /// The names of the interfaces on the node that this network's attachments have.
     ///
     /// # Errors
     /// [`NetlinkError`].
     fn names(&self) -> Result<BTreeSet<String>, NetlinkError>;
 
-    /// The attachments that are there.
+    /// The attachments of all networks that are there.
     ///
     /// # Errors
     /// [`NetlinkError`].
@@ -45,24 +47,29 @@ pub trait Live {
 }
 
 /// The kernel of the calling thread's network namespace.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct KernelLive;
+#[derive(Clone, Copy, Debug)]
+pub struct KernelLive {
+    /// The hardware address that the interfaces of this network have.
+    pub network_mac: Mac,
+}
 
 impl Live for KernelLive {
     fn names(&self) -> Result<BTreeSet<String>, NetlinkError> {
-        let links = our_links(&mut SyncNetlink::open()?)?;
+        let mut links = warrens_links(&mut SyncNetlink::open()?)?;
+        links.retain(|link| link.mac == Some(self.network_mac));
         Ok(links.into_iter().map(|link| link.name).collect())
     }
 
     fn attachments(&self) -> Result<Vec<LiveAttachment>, NetlinkError> {
         let mut netlink = SyncNetlink::open()?;
-        let links = our_links(&mut netlink)?;
+        let links = warrens_links(&mut netlink)?;
         let routes = netlink.routes_of(MAIN_TABLE, RouteKind::Unicast, Some(PROTOCOL_CNI))?;
         let attachment = |link: Link| {
             let container_id = link.alias.unwrap_or_default();
             let to_it = routes.iter().filter(|route| route.oif == Some(link.index));
             LiveAttachment {
                 ifname: guess_ifname(&container_id, &link.name),
+                ours: link.mac == Some(self.network_mac),
                 host_interface: link.name,
                 container_id,
                 addresses: to_it.map(|route| route.dst.addr()).collect(),
@@ -72,7 +79,7 @@ impl Live for KernelLive {
     }
 }
 
-fn our_links(netlink: &mut SyncNetlink) -> Result<Vec<Link>, NetlinkError> {
+fn warrens_links(netlink: &mut SyncNetlink) -> Result<Vec<Link>, NetlinkError> {
     let mut links = netlink.veths()?;
     links.retain(|link| link.name.starts_with(VETH_PREFIX));
     Ok(links)

@@ -36,7 +36,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::env::AttachmentId;
-use crate::plan::host_name;
+use crate::plan::{host_name, network_mac};
 pub use attachment_lock::AttachmentLock;
 pub use disk::{Disk, OsDisk};
 pub use live::{KernelLive, Live, LiveAttachment};
@@ -72,7 +72,9 @@ impl Ipam {
             network,
             boot_id.trim(),
             OsDisk,
-            KernelLive,
+            KernelLive {
+                network_mac: network_mac(state_dir, network),
+            },
         )))
     }
 }
@@ -171,14 +173,6 @@ impl<D: Disk, L: Live> Ipam<D, L> {
         }
     }
 
-    /// How many other networks have addresses on this node.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub fn beside(&self) -> Result<usize, StoreError> {
-        self.store.beside()
-    }
-
     /// Releases the attachment's addresses, if it has any, and tells which they were.
     ///
     /// # Errors
@@ -206,8 +200,8 @@ impl<D: Disk, L: Live> Ipam<D, L> {
     }
 
     /// Compares reservations with what is there: those whose interface is not on the node are
-    /// released, while no ADD is under way for them, and told; and the addresses of interfaces
-    /// that have no reservation are reserved.
+    /// released, while no ADD is under way for them, and told; and the addresses of this network's
+    /// interfaces that have no reservation are reserved.
     ///
     /// # Errors
     /// See [`Store::update`]; [`StoreError::Live`].
@@ -246,7 +240,7 @@ impl<D: Disk, L: Live> Ipam<D, L> {
             |r: &Reservation| locks.contains_key(&*r.host_interface) && !lives(&r.host_interface);
         let found: Vec<LiveAttachment> = live
             .iter()
-            .filter(|l| locks.contains_key(&*l.host_interface))
+            .filter(|l| l.ours && locks.contains_key(&*l.host_interface))
             .cloned()
             .collect();
         let now = uptime()?;

@@ -24,7 +24,7 @@ use warren_netlink::NetlinkError;
 
 use super::attachment_lock::AttachmentLock;
 use super::disk::{Disk, OsDisk, make_private_dir, open_lock_file};
-use super::live::{KernelLive, Live};
+use super::live::{KernelLive, Live, LiveAttachment};
 use super::pool::{Pool, PoolError};
 
 /// The lock's file. A network's name cannot begin with a dot, so that no document is called so.
@@ -115,21 +115,6 @@ impl<D: Disk, L: Live> Store<D, L> {
     /// Whether this network ever stored anything: where not, nothing is reserved.
     pub fn exists(&self) -> bool {
         self.path().exists()
-    }
-
-    /// How many other networks have a pool here.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub fn beside(&self) -> Result<usize, StoreError> {
-        if !self.folder.exists() {
-            return Ok(0);
-        }
-        let networks = self.networks()?;
-        Ok(networks
-            .iter()
-            .filter(|name| **name != self.network)
-            .count())
     }
 
     /// Where the attachments that are there are seen.
@@ -232,7 +217,7 @@ impl<D: Disk, L: Live> Store<D, L> {
                 if !stored {
                     let live = self.live.attachments()?;
                     pool.begin_boot(&self.boot_id, &live);
-                    pool.adopt(&live, &BTreeSet::new());
+                    pool.adopt(&ours(live), &BTreeSet::new());
                 }
                 return Ok(Loaded {
                     pool,
@@ -245,12 +230,7 @@ impl<D: Disk, L: Live> Store<D, L> {
         }
         let live = self.live.attachments()?;
         let mut pool = Pool::new(&self.network, &self.boot_id);
-        let (elsewhere, complete) = self.stored_elsewhere()?;
-        // Which attachments are another network's, its own damaged document cannot say before it
-        // is made anew; until then their addresses are taken elsewhere.
-        if complete {
-            pool.adopt(&live, &elsewhere);
-        }
+        pool.adopt(&ours(live), &BTreeSet::new());
         Ok(Loaded {
             pool,
             stored: false,
@@ -374,6 +354,12 @@ impl<D: Disk, L: Live> Store<D, L> {
         };
         Ok(files.iter().filter_map(network).collect())
     }
+}
+
+/// What of it is of this network.
+fn ours(mut live: Vec<LiveAttachment>) -> Vec<LiveAttachment> {
+    live.retain(|attachment| attachment.ours);
+    live
 }
 
 fn io_error<'a>(

@@ -14,6 +14,7 @@
     reason = "in a test a failed step is a failed test"
 )]
 
+mod caller;
 mod world;
 
 use std::time::{Duration, Instant};

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use warren_core::consts::rule_comment as rule;
 
 pub(crate) const CLUSTER: [&str; 2] = ["10.244.0.0/16", "fd00::/48"];
-const PLUGIN: &str = env!("CARGO_BIN_EXE_warren-cni");
+pub(crate) const PLUGIN: &str = env!("CARGO_BIN_EXE_warren-cni");
 
 /// Whether namespaces can be made; says so when not, and fails where a skip is not allowed.
 pub(crate) fn require_root() -> bool {
@@ -153,6 +153,18 @@ impl World {
             ),
             ("iifname \"wrn*\" ip6 saddr fe80::/10", rule::POD_LINK_LOCAL),
             ("iifname \"wrn*\" ip daddr 127.0.0.0/8", rule::POD_LOOPBACK),
+            (
+                "iifname \"wrn*\" ip6 daddr ::ffff:0.0.0.0/96",
+                rule::POD_MAPPED,
+            ),
+            (
+                "iifname \"wrn*\" ip daddr 169.254.0.0/16 fib daddr type local",
+                rule::POD_TO_LINK_LOCAL_V4,
+            ),
+            (
+                "iifname \"wrn*\" ip6 daddr fe80::/10",
+                rule::POD_TO_LINK_LOCAL_V6,
+            ),
         ]);
         let ingress = text(&[
             ("ip saddr 10.244.0.0/16", rule::INGRESS_SRC_V4),
@@ -264,6 +276,19 @@ impl World {
         conf: &Value,
     ) -> Child {
         let mut command = Command::new(PLUGIN);
+        command.stdout(Stdio::piped());
+        self.start(command, verb, id, pod, (env, conf))
+    }
+
+    /// Starts a call by another command than the plugin's own; its stdout is as it says.
+    pub(crate) fn start(
+        &self,
+        mut command: Command,
+        verb: &str,
+        id: &str,
+        pod: Option<&Ns>,
+        (env, conf): (&[(&str, &str)], &Value),
+    ) -> Child {
         command
             .env_clear()
             .env("CNI_COMMAND", verb)
@@ -274,10 +299,7 @@ impl World {
         command
             .envs(pod.map(|pod| ("CNI_NETNS", pod.path())))
             .envs(env.iter().copied());
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.node.run(|| command.spawn().unwrap());
         let mut stdin = child.stdin.take().unwrap();
         // A call that is refused by its environment reads nothing.

@@ -69,7 +69,7 @@ async fn scrape(State(state): State<HttpState>) -> impl IntoResponse {
     let (Some((status, report)), Some(snapshot)) = (status, snapshot) else {
         return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
     };
-    match metrics::encode(&status, &snapshot.stats, &report.drops) {
+    match metrics::encode(&status, &snapshot.stats, &report) {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()

@@ -20,7 +20,7 @@ use warren_agent::http::{self, HttpState};
 use warren_agent::local::node_uid;
 use warren_agent::lock::Lock;
 use warren_agent::reconcile::Reconciler;
-use warren_agent::registry::FileRegistry;
+use warren_agent::registry::{FileRegistry, RegistryThread};
 use warren_agent::run::run;
 use warren_agent::status_server::{self, RemoveOnExit, Source};
 use warren_agent::tunnel_socket::TunnelSocket;
@@ -103,11 +103,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let tunnel = UapiDataPlane::new(config.uapi_dir.join(format!("{}.sock", config.interface)))
         .with_status(tunnel_socket.clone());
     let host = LinuxHost::open(config.interface.clone())?;
-    let registry = FileRegistry::new(
-        config.registry_dir.clone(),
-        config.node_name.clone(),
-        &saved.views,
-    );
+    let (dir, name) = (config.registry_dir.clone(), config.node_name.clone());
+    let last = saved.views.clone();
+    let registry =
+        RegistryThread::start(format!("registry directory {}", dir.display()), move || {
+            FileRegistry::new(dir, name, &last)
+        })
+        .context("start the registry's thread")?;
     let reconciler = Reconciler::new(config.clone(), uid, host, tunnel.clone(), saved)?;
 
     let (publisher, snapshots) = watch::channel(None);

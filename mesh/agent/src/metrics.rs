@@ -1,7 +1,6 @@
 //! Prometheus' metrics, made of the status at each scrape: a peer that leaves takes its series
 //! along, and no label is unbounded.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -14,6 +13,7 @@ use warren_core::degraded::DegradedCause;
 use warren_core::status::{AgentStatus, NodeState, PeerState};
 
 use crate::snapshot::Stats;
+use crate::tunnel_socket::TunnelReport;
 
 /// A peer's labels, as the widely used WireGuard exporters have them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -45,14 +45,14 @@ struct RuleLabel {
 pub fn encode(
     status: &AgentStatus,
     stats: &Stats,
-    tunnel_drops: &BTreeMap<String, u64>,
+    tunnel: &TunnelReport,
 ) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     wireguard(&mut registry, status);
     warren(&mut registry, status);
     reconciles(&mut registry, stats);
     let drops = Family::<ReasonLabel, Counter>::default();
-    for (reason, packets) in tunnel_drops {
+    for (reason, packets) in &tunnel.drops {
         drops
             .get_or_create(&ReasonLabel {
                 reason: reason.clone(),
@@ -63,6 +63,13 @@ pub fn encode(
         "warren_tunnel_drops",
         "Packets that the tunnel dropped, by reason",
         drops,
+    );
+    let fragmented = Counter::<u64>::default();
+    fragmented.inc_by(tunnel.fragmented);
+    registry.register(
+        "warren_tunnel_fragmented_datagrams",
+        "Datagrams that were too large to arrive in one piece",
+        fragmented,
     );
     let mut text = String::new();
     encode_text(&mut text, &registry)?;

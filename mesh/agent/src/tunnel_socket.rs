@@ -15,6 +15,8 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_ANSWER: u64 = 16 * 1024 * 1024;
 /// How the keys of drop counters start; what follows is the reason.
 const DROP_PREFIX: &str = "drop_";
+/// The key of the counter of datagrams in fragments.
+const FRAGMENTED_KEY: &str = "udp_tx_fragmented";
 /// The key of the lines about peers.
 const PEER_KEY: &str = "peer";
 /// The most reasons that become metrics.
@@ -29,6 +31,8 @@ pub struct TunnelSocket(pub PathBuf);
 pub struct TunnelReport {
     /// Packets that it dropped, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// Datagrams that it made too large to arrive in one piece.
+    pub fragmented: u64,
     /// The way to each peer of which there is something to tell.
     pub paths: BTreeMap<PublicKey, PeerPath>,
 }
@@ -58,6 +62,8 @@ impl TunnelReport {
                     Ok(path) => drop(report.paths.insert(path.public_key, path)),
                     Err(e) => tracing::debug!(error = %e, "the tunnel's status"),
                 }
+            } else if key == FRAGMENTED_KEY {
+                report.fragmented = value.trim().parse().unwrap_or_default();
             } else if let Some(reason) = key.strip_prefix(DROP_PREFIX)
                 && let Ok(packets) = value.trim().parse()
                 && report.drops.len() < MAX_REASONS
@@ -75,9 +81,12 @@ mod tests {
     use warren_keyring::PrivateKey;
 
     #[test]
-    fn only_drop_counters_become_metrics() {
-        let text = "version=1\ndrop_no_route=3\ndrop_replayed=0\ndrop_odd=x\nnonsense\n";
-        let drops = TunnelReport::parse(text).drops;
+    fn drop_counters_and_fragments_become_metrics() {
+        let text = "version=1\nudp_tx_fragmented=5\ndrop_no_route=3\ndrop_replayed=0\ndrop_odd=x\nnonsense\n";
+        let TunnelReport {
+            drops, fragmented, ..
+        } = TunnelReport::parse(text);
+        assert_eq!(fragmented, 5);
         assert_eq!(
             drops.into_iter().collect::<Vec<_>>(),
             [("no_route".to_owned(), 3), ("replayed".to_owned(), 0),]

@@ -4,6 +4,8 @@
 
 mod namespace;
 
+use std::collections::BTreeSet;
+
 use namespace::{in_namespace, sh};
 use warren_agent::host::nft::{Filter, ruleset};
 use warren_core::consts::rule_comment;
@@ -38,6 +40,17 @@ fn spec() -> FilterSpec {
 #[test]
 fn the_text_of_a_dual_stack_node_is_this() {
     assert_eq!(ruleset(&spec()), include_str!("filter/dual-stack.nft"));
+}
+
+#[test]
+fn every_rule_that_drops_is_asked_for_before_a_pod_is_made() {
+    let text = ruleset(&spec());
+    let dropping = text
+        .lines()
+        .filter_map(|line| line.split(" drop comment ").nth(1))
+        .map(|comment| comment.trim_matches('"'));
+    let dropping: BTreeSet<&str> = dropping.collect();
+    assert_eq!(dropping, BTreeSet::from(rule_comment::REQUIRED));
 }
 
 #[test]
@@ -148,8 +161,7 @@ fn drops_are_counted_by_rule_and_counting_is_no_change() {
         assert_eq!(filter.drops()["egress-dst-v4"], 3);
         assert_eq!(filter.drops()["egress-dst-v6"], 2);
         assert_eq!(filter.drops()["ingress-src-v4"], 0);
-        let dropping = rule_comment::REQUIRED.len() + rule_comment::NODE_SERVICES.len();
-        assert_eq!(filter.drops().len(), dropping);
+        assert_eq!(filter.drops().len(), rule_comment::REQUIRED.len());
 
         // Another node's address, a table that somebody took away, and an agent that starts anew:
         // what was counted stays counted.

@@ -16,6 +16,7 @@ use warren_agent::reconcile::{Reconciler, Touched};
 use warren_agent::registry::{NodeRegistry, OwnRecord, RegistryError, RegistryReport};
 use warren_agent::snapshot::Snapshot;
 use warren_agent::status::{self, TunnelView};
+use warren_agent::tunnel_socket::TunnelReport;
 use warren_core::consts::annotation;
 use warren_core::degraded::WayTrouble;
 use warren_core::files::{NodeFile, SavedView};
@@ -707,7 +708,8 @@ async fn a_degraded_peer_is_told_with_its_cause_and_no_longer_than_it_lasts() {
         "{cause:?}"
     );
     assert_eq!(status.state, NodeState::Degraded);
-    let text = warren_agent::metrics::encode(&status, &snapshot.stats, &BTreeMap::new()).unwrap();
+    let text =
+        warren_agent::metrics::encode(&status, &snapshot.stats, &TunnelReport::default()).unwrap();
     for line in [
         "warren_degraded_peers{reason=\"no-answer\"} 1",
         "warren_peers{state=\"degraded\"} 1",
@@ -759,7 +761,13 @@ async fn the_metrics_have_the_exporters_names_and_labels() {
         SystemTime::now(),
     );
     let drops = BTreeMap::from([("no_route".to_owned(), 3)]);
-    let text = warren_agent::metrics::encode(&status, &snapshot.stats, &drops).unwrap();
+    let report = TunnelReport {
+        drops,
+        fragmented: 9,
+        ..TunnelReport::default()
+    };
+    let text = warren_agent::metrics::encode(&status, &snapshot.stats, &report).unwrap();
+    assert!(text.contains("\nwarren_tunnel_fragmented_datagrams_total 9\n"));
     let labels = format!("{{interface=\"warren0\",public_key=\"{key}\",friendly_name=\"node-2\"}}");
     for line in [
         format!("wireguard_sent_bytes_total{labels} 77"),

@@ -122,14 +122,15 @@ pub mod rule_comment {
     pub const MASQUERADE_V4: &str = "warren:masquerade-v4";
     /// What a pod sends over IPv6 to outside the mesh.
     pub const MASQUERADE_V6: &str = "warren:masquerade-v6";
-    /// The rules that keep pods from services of their node. `warren-cni` does not ask for them:
-    /// without them nothing is in clear.
-    pub const NODE_SERVICES: [&str; 3] = [POD_MAPPED, POD_TO_LINK_LOCAL_V4, POD_TO_LINK_LOCAL_V6];
-    /// The rules that drop: without any one of them a node is not protected.
-    pub const REQUIRED: [&str; 13] = [
+    /// The rules that drop, all of them: without any one a node is not protected from its pods, or
+    /// they from the underlay.
+    pub const REQUIRED: [&str; 16] = [
         ANTISPOOF,
         POD_LINK_LOCAL,
         POD_LOOPBACK,
+        POD_MAPPED,
+        POD_TO_LINK_LOCAL_V4,
+        POD_TO_LINK_LOCAL_V6,
         INGRESS_SRC_V4,
         INGRESS_SRC_V6,
         INGRESS_DST_V4,

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use netlink_packet_core::NetlinkBuffer;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvmsg, send,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockopt,
+    recvmsg, send, setsockopt, socket, sockopt,
 };
 
 /// The kernel's messages come in datagrams of up to 32 KiB.
@@ -46,6 +46,16 @@ impl Socket {
     pub(crate) fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
         setsockopt(&self.fd, sockopt::RcvBufForce, &bytes)
             .or_else(|_| setsockopt(&self.fd, sockopt::RcvBuf, &bytes))?;
+        Ok(())
+    }
+
+    /// Makes room for a message of so many bytes, past the system's limit where that is allowed.
+    pub(crate) fn set_send_buffer(&self, bytes: usize) -> io::Result<()> {
+        // The kernel wants some room of its own in it, and gives twice what is asked for.
+        if bytes >= getsockopt(&self.fd, sockopt::SndBuf)? / 2 {
+            setsockopt(&self.fd, sockopt::SndBufForce, &bytes)
+                .or_else(|_| setsockopt(&self.fd, sockopt::SndBuf, &bytes))?;
+        }
         Ok(())
     }
 

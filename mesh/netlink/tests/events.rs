@@ -247,15 +247,31 @@ fn the_owned_table_reads_as_meant_outlives_a_flush_and_goes_with_its_owner() {
                 "10.244.0.0/16".parse().unwrap(),
                 "fd00:244::/48".parse().unwrap(),
             ],
+            // More than one message of a transaction takes.
+            peers: (0..2500)
+                .flat_map(|n| {
+                    let v4 = std::net::Ipv4Addr::from_bits(0xc0a8_0000 + n);
+                    let v6 = std::net::Ipv6Addr::from_bits((0x2001_0db8 << 96) + u128::from(n));
+                    [v4.into(), v6.into()]
+                })
+                .collect(),
         };
-        let guard = Guard::load(&spec).unwrap();
+        let mut guard = Guard::load(&spec).unwrap();
         let list = || run("nft", &["list", "table", "inet", "warren-guard"], "");
         let listed = list();
-        println!("{listed}");
         for line in [
             "iifname \"wrn*\" fib saddr . iif oif missing counter packets 0 bytes 0 drop comment \"warren:guard-antispoof\"",
             "iifname \"wrn*\" ip6 saddr fe80::/10 counter packets 0 bytes 0 drop comment \"warren:guard-pod-link-local\"",
             "iifname \"wrn*\" ip daddr 127.0.0.0/8 counter packets 0 bytes 0 drop comment \"warren:guard-pod-loopback\"",
+            "iifname \"wrn*\" ip6 daddr ::ffff:0.0.0.0/96 counter packets 0 bytes 0 drop comment \"warren:guard-pod-mapped\"",
+            "iifname \"wrn*\" ip6 daddr fe80::/10 counter packets 0 bytes 0 drop comment \"warren:guard-pod-to-link-local-v6\"",
+            "iifname \"wrn*\" ip daddr 169.254.0.0/16 fib daddr type local counter packets 0 bytes 0 drop comment \"warren:guard-pod-to-link-local-v4\"",
+            "iifname \"wrn*\" oifname != \"warren0\" ip daddr @peer_v4 counter packets 0 bytes 0 drop comment \"warren:guard-pod-to-node-v4\"",
+            "iifname \"wrn*\" oifname != \"warren0\" ip6 daddr @peer_v6 counter packets 0 bytes 0 drop comment \"warren:guard-pod-to-node-v6\"",
+            "type filter hook forward priority filter + 1; policy accept;",
+            "192.168.0.0",
+            "192.168.9.195",
+            "2001:db8::9c3",
             "iifname \"warren0\" accept comment \"warren:guard-ingress-tunnel\"",
             "ip saddr 10.244.0.0/16 counter packets 0 bytes 0 drop comment \"warren:guard-ingress-src-v4\"",
             "ip6 daddr fd00:244::/48 counter packets 0 bytes 0 drop comment \"warren:guard-ingress-dst-v6\"",
@@ -269,6 +285,15 @@ fn the_owned_table_reads_as_meant_outlives_a_flush_and_goes_with_its_owner() {
         run("nft", &["flush", "ruleset"], "");
         assert_eq!(list(), listed);
         assert!(protection::table_exists("inet", "warren-guard").unwrap());
+        // Other peers.
+        let others = ["192.0.2.77", "2001:db8::77"].map(|address| address.parse().unwrap());
+        guard.set_peers(&others.into()).unwrap();
+        let listed = list();
+        for line in ["elements = { 192.0.2.77 }", "elements = { 2001:db8::77 }"] {
+            assert!(listed.contains(line), "no `{line}` in {listed}");
+        }
+        guard.set_peers(&std::collections::BTreeSet::new()).unwrap();
+        assert!(!list().contains("elements"), "{}", list());
         // One owner a table.
         let second = Guard::load(&spec).unwrap_err();
         assert_eq!(second.errno(), Some(nix::libc::EPERM), "{second}");

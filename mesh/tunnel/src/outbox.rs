@@ -10,13 +10,32 @@ const ARENA_BYTES: usize = 256 * 1024;
 /// An arena that a burst made larger than this is given back.
 const ARENA_KEPT_BYTES: usize = 4 * ARENA_BYTES;
 
+/// Where a datagram goes, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Where to, and from which address of ours.
+    pub endpoint: Endpoint,
+    /// Whether it is to leave in pieces that every IPv6 path takes: it is known not to arrive in
+    /// one, and the kernel is not.
+    pub in_pieces: bool,
+}
+
+impl From<Endpoint> for Way {
+    fn from(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            in_pieces: false,
+        }
+    }
+}
+
 /// The engine's output: datagrams for the network and packets for the TUN, in order.
 ///
 /// The bytes lie back to back in memory that is reused, so that no packet costs an allocation and
 /// neighbours to one endpoint can leave as one train. Empty it after each round of input.
 #[derive(Debug)]
 pub struct Outbox {
-    pub(crate) datagrams: Arena<Endpoint>,
+    pub(crate) datagrams: Arena<Way>,
     pub(crate) packets: Arena<()>,
 }
 
@@ -32,14 +51,12 @@ impl Outbox {
     /// Goes through the datagrams and where each goes to.
     pub fn datagrams(&self) -> impl ExactSizeIterator<Item = (SocketAddr, &[u8])> {
         self.outgoing()
-            .map(|(endpoint, bytes)| (endpoint.address, bytes))
+            .map(|(way, bytes)| (way.endpoint.address, bytes))
     }
 
-    /// Goes through the datagrams, where each goes to, and from which address of ours.
-    pub fn outgoing(&self) -> impl ExactSizeIterator<Item = (Endpoint, &[u8])> {
-        self.datagrams
-            .iter()
-            .map(|(endpoint, bytes)| (*endpoint, bytes))
+    /// Goes through the datagrams, where each goes to, and how.
+    pub fn outgoing(&self) -> impl ExactSizeIterator<Item = (Way, &[u8])> {
+        self.datagrams.iter().map(|(way, bytes)| (*way, bytes))
     }
 
     /// Goes through the packets for the TUN.
@@ -125,10 +142,10 @@ mod tests {
         let mut outbox = Outbox::new();
         let endpoint = Endpoint::from(SocketAddr::from(([192, 0, 2, 1], 1)));
         outbox.datagrams.room(100)[..3].copy_from_slice(b"one");
-        outbox.datagrams.commit(3, endpoint);
+        outbox.datagrams.commit(3, endpoint.into());
         outbox.datagrams.room(100).fill(9);
         outbox.datagrams.room(3).copy_from_slice(b"two");
-        outbox.datagrams.commit(3, endpoint);
+        outbox.datagrams.commit(3, endpoint.into());
         let bytes: Vec<&[u8]> = outbox.datagrams().map(|(_, bytes)| bytes).collect();
         assert_eq!(bytes, [b"one", b"two"]);
         outbox.clear();

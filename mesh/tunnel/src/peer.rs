@@ -8,7 +8,7 @@ use warren_keyring::{PresharedKey, PublicKey};
 
 use crate::drops::{DropReason, Drops};
 use crate::inner::padded_len;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Way};
 use crate::outcome::{Opened, Sealed};
 use crate::path_notes::DropNotes;
 use crate::path_probe::{BASE, MESSAGE_LEN, PathProbe, ProbeMessage};
@@ -26,11 +26,16 @@ const LOOP_QUERY_EVERY: Duration = Duration::from_secs(1);
 /// The shortest time between two initiations of one peer that are both answered.
 const INITIATION_EVERY: Duration = Duration::from_millis(20);
 
+/// Bytes of a data message that are not the inner packet's: its header and its tag.
+const OVERHEAD_DATA: usize = 32;
+
 /// What the device lends to a peer while it handles one input.
 pub(crate) struct Context<'a> {
     pub(crate) now: Now,
     pub(crate) out: &'a mut Outbox,
     pub(crate) drops: &'a mut Drops,
+    /// Datagrams that do not arrive in one piece.
+    pub(crate) fragmented: &'a mut u64,
     pub(crate) budget: &'a mut QueueBudget,
     pub(crate) scratch: &'a mut [u8],
 }
@@ -77,6 +82,45 @@ pub(crate) struct Peer {
     pub(crate) probe: PathProbe,
     /// Whether it may be asked: other WireGuards drop a probe as malformed, and some count it.
     pub(crate) path_probes: bool,
+    /// What of that datagrams of data have to heed.
+    pub(crate) one_piece: OnePiece,
+}
+
+/// Which datagrams arrive in one piece. Routers fragment IPv4; of IPv6 only the sender does, and the
+/// kernel where a route or a "packet too big" tells it to. What the probes found it does not know.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OnePiece {
+    largest: usize,
+    tell_kernel: bool,
+}
+
+impl OnePiece {
+    /// `arrives` bytes do, outer headers included; `found` by probes, else the kernel says so.
+    pub(crate) fn new(endpoint: SocketAddr, arrives: u32, found: bool) -> Self {
+        let headers = outer_overhead(endpoint) - OVERHEAD_DATA;
+        Self {
+            largest: (arrives as usize).saturating_sub(headers),
+            tell_kernel: found && endpoint.is_ipv6(),
+        }
+    }
+
+    const UNKNOWN: Self = Self {
+        largest: usize::MAX,
+        tell_kernel: false,
+    };
+
+    /// Makes what was sealed a datagram.
+    #[inline]
+    fn commit(self, ctx: &mut Context<'_>, len: usize, endpoint: Endpoint) {
+        let fits = len <= self.largest;
+        *ctx.fragmented += u64::from(!fits);
+        let in_pieces = self.tell_kernel && !fits;
+        let way = Way {
+            endpoint,
+            in_pieces,
+        };
+        ctx.out.datagrams.commit(len, way);
+    }
 }
 
 impl Peer {
@@ -106,6 +150,7 @@ impl Peer {
             dropped: None,
             probe: PathProbe::default(),
             path_probes: false,
+            one_piece: OnePiece::UNKNOWN,
         }
     }
 
@@ -164,7 +209,7 @@ impl Peer {
             }
         };
         if let Some(len) = message {
-            ctx.out.datagrams.commit(len, endpoint);
+            self.one_piece.commit(ctx, len, endpoint);
             self.tx_bytes += len as u64;
         }
         if self.path_probes
@@ -196,7 +241,8 @@ impl Peer {
         message.write(&mut ctx.scratch[..len]);
         let room = ctx.out.datagrams.room(room_for(len));
         if let Sealed::Data(sent) = session.seal(ctx.now.monotonic, &ctx.scratch[..len], room) {
-            ctx.out.datagrams.commit(sent, endpoint);
+            // A probe is about its own size: never in pieces.
+            ctx.out.datagrams.commit(sent, endpoint.into());
             self.tx_bytes += sent as u64;
         }
     }
@@ -236,8 +282,9 @@ impl Peer {
             return;
         };
         let now = ctx.now.monotonic;
+        let one_piece = self.one_piece;
         while let Some(len) = session.next_kept(now, ctx.out.datagrams.room(room_for(65_535))) {
-            ctx.out.datagrams.commit(len, endpoint);
+            one_piece.commit(ctx, len, endpoint);
             self.tx_bytes += len as u64;
         }
         while session.sendable(now) {
@@ -250,7 +297,7 @@ impl Peer {
             let room = ctx.out.datagrams.room(room_for(padded));
             match session.seal(now, &ctx.scratch[..padded], room) {
                 Sealed::Data(len) => {
-                    ctx.out.datagrams.commit(len, endpoint);
+                    one_piece.commit(ctx, len, endpoint);
                     self.tx_bytes += len as u64;
                 }
                 Sealed::Kept(_) => return,
@@ -308,7 +355,7 @@ impl Peer {
         let room = ctx.out.datagrams.room(room_for(0));
         let len = session.handle_initiation(now, initiation, room)?;
         self.initiation_at = Some(now);
-        ctx.out.datagrams.commit(len, source);
+        ctx.out.datagrams.commit(len, source.into());
         self.tx_bytes += len as u64;
         Ok(self.received(now, source, initiation.len()))
     }
@@ -324,7 +371,7 @@ impl Peer {
         let session = self.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
         let room = ctx.out.datagrams.room(room_for(0));
         let len = session.handle_response(ctx.now.monotonic, response, receiver, room)?;
-        ctx.out.datagrams.commit(len, source);
+        ctx.out.datagrams.commit(len, source.into());
         self.tx_bytes += len as u64;
         let roamed = self.received(ctx.now.monotonic, source, response.len());
         self.completed(ctx);
@@ -472,7 +519,7 @@ impl Peer {
             if self.endpoint_loops {
                 return ctx.drops.count(DropReason::EndpointLoop);
             }
-            ctx.out.datagrams.commit(len, endpoint);
+            ctx.out.datagrams.commit(len, endpoint.into());
             self.tx_bytes += len as u64;
         }
     }

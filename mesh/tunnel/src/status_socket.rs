@@ -11,6 +11,7 @@
 //! | `path_probes` | questions about the path's largest packet, and answers to ours, taken from peers |
 //! | `tun_errors` | packets that the TUN did not take, failed reads |
 //! | `udp_rx_datagrams`, `udp_tx_datagrams` | outer datagrams received, made |
+//! | `udp_tx_fragmented` | of those made, the ones that do not arrive in one piece and leave, or are forwarded, in fragments |
 //! | `udp_send_errors` | datagrams not sent; of those `udp_send_unreachable`, `udp_send_refused`, `udp_send_too_large`, `udp_send_no_buffers` |
 //! | `udp_receive_errors` | failed receives |
 //! | `udp_receive_overflows`, `udp_handshake_overflows` | data messages and others that the kernel dropped, the receive buffer being full |
@@ -83,6 +84,7 @@ pub fn render(status: &ShardStatus, interface: &str, uptime: Duration) -> String
     line("tun_errors", &status.tun_errors);
     line("udp_rx_datagrams", &counters.udp_rx_datagrams);
     line("udp_tx_datagrams", &counters.udp_tx_datagrams);
+    line("udp_tx_fragmented", &counters.udp_tx_fragmented);
     line("udp_send_errors", &status.udp.send_errors);
     line("udp_send_unreachable", &status.udp.send_unreachable);
     line("udp_send_refused", &status.udp.send_refused);

@@ -6,6 +6,7 @@
 //! everything comes to one socket.
 
 mod batch;
+mod pieces;
 #[cfg(test)]
 mod tests;
 
@@ -13,12 +14,14 @@ use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub(crate) use batch::{BATCH, ReceiveArena, send};
 
-use crate::send_failures::SendFailures;
+use self::pieces::Pieces;
+use crate::send_failures::{SendFailures, cause_of};
 use crate::source::ask_for_sources;
 use crate::steer::{self, Deal};
 use crate::sys::{check, int_option, set_int_option};
@@ -106,6 +109,8 @@ pub struct Udp {
     v6: Option<Lanes>,
     port: u16,
     mark: u32,
+    /// Made when it is first needed; none where the kernel refuses it.
+    pieces: OnceLock<Option<Pieces>>,
 }
 
 impl Udp {
@@ -151,8 +156,25 @@ impl Udp {
                     .map_err(|source| UdpError::Mark { mark, source })?;
             }
         }
+        if mark != self.mark {
+            // With the new mark when it is needed next.
+            self.pieces = OnceLock::new();
+        }
         self.mark = mark;
         Ok(())
+    }
+
+    /// What sends datagrams in pieces that every IPv6 path takes.
+    fn pieces(&self) -> Option<&Pieces> {
+        let open = || {
+            let opened = Pieces::open(self.port, self.mark);
+            let without = "datagrams that do not arrive in one piece are lost: without CAP_NET_RAW \
+                           they cannot be sent in several";
+            opened
+                .inspect_err(|error| tracing::warn!(%error, "{without}"))
+                .ok()
+        };
+        self.pieces.get_or_init(open).as_ref()
     }
 
     /// All sockets of a kind.
@@ -222,6 +244,7 @@ impl Udp {
             v6,
             port,
             mark: 0,
+            pieces: OnceLock::new(),
         })
     }
 }
@@ -369,6 +392,23 @@ pub fn path_mtu(endpoint: SocketAddr, mark: u32) -> io::Result<u32> {
         IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU),
     };
     Ok(u32::try_from(int_option(&socket, level, name)?).unwrap_or_default())
+}
+
+impl UdpBook {
+    /// Notes how sending to an endpoint went.
+    fn note(&mut self, endpoint: SocketAddr, sent: io::Result<()>) {
+        match sent {
+            Ok(()) if self.failures.is_empty() => {}
+            Ok(()) => self.failures.note_sent(&endpoint),
+            Err(error) => {
+                let code = error.raw_os_error();
+                self.counters.count_send_error(code);
+                if let Some(cause) = cause_of(code) {
+                    self.failures.note(endpoint, cause);
+                }
+            }
+        }
+    }
 }
 
 impl UdpCounters {

@@ -11,6 +11,8 @@ use warren_tunnel::{DropReason, Now};
 
 /// What IPv4, UDP and nothing else add to a datagram.
 const HEADERS: usize = 28;
+/// What IPv6 and UDP do.
+const HEADERS_V6: usize = 48;
 
 struct Pair {
     now: Now,
@@ -20,12 +22,12 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
-        Self::with_probes(Some(true))
+        Self::between("192.0.2.1:1", "192.0.2.2:2", Some(true))
     }
 
-    fn with_probes(path_probes: Option<bool>) -> Self {
+    fn between(a: &str, b: &str, path_probes: Option<bool>) -> Self {
         let now = Now::read();
-        let (mut a, mut b) = (Side::new("192.0.2.1:1"), Side::new("192.0.2.2:2"));
+        let (mut a, mut b) = (Side::new(a), Side::new(b));
         let update = |other: &Side, prefix| PeerUpdate {
             path_probes,
             ..peer(other.key, Some(other.address), &[prefix])
@@ -96,7 +98,7 @@ fn a_pair_without_large_packets_sends_no_probe() {
 #[test]
 fn a_peer_that_may_be_another_wireguard_is_sent_no_probe() {
     for path_probes in [None, Some(false)] {
-        let mut pair = Pair::with_probes(path_probes);
+        let mut pair = Pair::between("192.0.2.1:1", "192.0.2.2:2", path_probes);
         pair.talk(100, 1500);
         let probes = |side: &Side| side.engine.counters().path_probes;
         assert_eq!((probes(&pair.a), probes(&pair.b)), (0, 0));
@@ -123,4 +125,81 @@ fn the_permission_to_probe_is_told_taken_back_and_saved() {
     assert!(text.contains("\npath_probes=true\n"), "{}", *text);
     pair.a.set(pair.now, vec![update(Some(false))]);
     assert!(!allowed(&pair.a));
+}
+
+#[test]
+fn what_does_not_arrive_in_one_piece_leaves_in_pieces_but_for_the_question_whether_it_does() {
+    let mut pair = Pair::between("[2001:db8::1]:1", "[2001:db8::2]:2", Some(true));
+    // The smallest MTU inside makes 1,360 bytes outside.
+    let (narrow, large) = (1300, packet("10.1.0.1", "10.2.0.1", 1280, 0));
+    let outer = |bytes: usize| bytes + HEADERS_V6;
+    let (mut pieces, mut arrived, mut questions) = (0, 0, 0);
+    for second in 0..90 {
+        pair.a
+            .engine
+            .handle_tun_packet(pair.now, &large, &mut pair.a.out);
+        pair.a.engine.handle_timers(pair.now, &mut pair.a.out);
+        let ways: Vec<bool> = pair
+            .a
+            .out
+            .outgoing()
+            .map(|(way, _)| way.in_pieces)
+            .collect();
+        let mut made = pair.a.take();
+        let mut ways = ways.into_iter();
+        made.retain(|(_, bytes)| {
+            let in_pieces = ways.next().unwrap();
+            pieces += u32::from(in_pieces);
+            if outer(bytes.len()) > narrow && !in_pieces && second > 30 {
+                questions += 1;
+            }
+            in_pieces || outer(bytes.len()) <= narrow
+        });
+        let before = pair.b.delivered.len();
+        carry(pair.now, &mut [&mut pair.a, &mut pair.b], 0, made);
+        arrived = if pair.b.delivered.len() > before {
+            arrived + 1
+        } else {
+            0
+        };
+        while let Some(query) = pair.a.engine.poll_path_query() {
+            pair.a.engine.handle_path_mtu(pair.now, query, 1500);
+        }
+        pair.now = pair.now + Duration::from_secs(1);
+    }
+    assert_eq!(pair.limit(), Some(1280));
+    assert!(arrived > 60, "the last {arrived} of 90 arrived");
+    assert_eq!(
+        pair.a.engine.counters().udp_tx_fragmented,
+        u64::from(pieces)
+    );
+    assert!(
+        questions > 0,
+        "larger sizes are still asked for, in one piece"
+    );
+}
+
+#[test]
+fn what_the_kernel_knows_to_be_too_large_is_left_to_it_and_counted() {
+    for (a, b) in [
+        ("192.0.2.1:1", "192.0.2.2:2"),
+        ("[2001:db8::1]:1", "[2001:db8::2]:2"),
+    ] {
+        let mut pair = Pair::between(a, b, Some(true));
+        // Measured again after ten seconds of talk: the kernel has learned of a narrow place.
+        pair.talk(11, 1500);
+        let query = pair.a.engine.poll_path_query().unwrap();
+        pair.a.engine.handle_path_mtu(pair.now, query, 1300);
+        let before = pair.a.engine.counters().udp_tx_fragmented;
+        for (size, counted) in [(1200, 0), (1280, 1)] {
+            let inner = packet("10.1.0.1", "10.2.0.1", size, 0);
+            pair.a
+                .engine
+                .handle_tun_packet(pair.now, &inner, &mut pair.a.out);
+            assert!(pair.a.out.outgoing().all(|(way, _)| !way.in_pieces));
+            pair.a.take();
+            let now = pair.a.engine.counters().udp_tx_fragmented;
+            assert_eq!(now - before, counted, "{size} to {b}");
+        }
+    }
 }

@@ -131,6 +131,46 @@ fn an_agent_protects_its_node_and_waits_for_the_registrys_directory() -> Result<
     Ok(())
 }
 
+/// Topology: node1 and node2 on one subnet. Where the registry was for node1 comes a file system
+/// that answers nothing: FUSE without anybody behind it.
+#[test]
+fn a_file_system_that_hangs_holds_up_neither_traffic_nor_repair() -> Result<()> {
+    require!();
+    let scene = Scene::start("hanging")?;
+    let node = scene.mesh.node(1);
+    let directory = scene.mesh.registry().display();
+    let options = "fd=3,rootmode=40000,user_id=0,group_id=0";
+    let hang = format!(
+        "exec 3<>/dev/fuse && mount -i -n -t fuse -o {options} hang {directory} \
+         && echo hung >&2 && exec sleep 600"
+    );
+    let hang = node
+        .host
+        .spawn(std::process::Command::new("sh").args(["-c", &hang]))?;
+    hang.wait_log("hung", LIMIT)?;
+    scene.told(&["does not answer since 2", "the last view holds"])?;
+    assert!(scene.knows_node2());
+    for (damage, sound) in [
+        ("nft flush ruleset", "nft list table inet warren"),
+        (
+            "ip route del 10.244.2.0/24 proto 151 table main",
+            "ip route show 10.244.2.0/24 proto 151 table main | grep warren0",
+        ),
+    ] {
+        node.host.sh(damage)?;
+        let started = Instant::now();
+        poll_until(LIMIT, &format!("`{damage}` to be repaired"), || {
+            node.host.sh(sound).is_ok()
+        })?;
+        println!("{:?} after `{damage}`", started.elapsed());
+    }
+    // With its server's end each call fails, and then the directory itself is back.
+    hang.kill();
+    node.host.sh(&format!("umount -l {directory}"))?;
+    scene.well()?;
+    scene.end()
+}
+
 /// Topology: node1 and node2 on one subnet.
 #[test]
 fn a_directory_that_vanishes_and_comes_back_costs_nothing() -> Result<()> {

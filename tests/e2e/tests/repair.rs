@@ -300,6 +300,63 @@ fn clear_text_is_not_let_in_while_the_ruleset_is_flushed() -> Result<()> {
     Ok(())
 }
 
+/// Topology: node2, node3 and, later, node4; a pod on node2 that sends to the nodes' own addresses.
+/// Another program flushes the ruleset, masquerades what pods send, and flushes Warren's rules and
+/// routes at the same time, while nobody repairs.
+#[test]
+fn what_pods_send_to_nodes_is_refused_while_the_ruleset_and_the_routes_are_flushed() -> Result<()> {
+    require!();
+    let mut mesh = Mesh::start("guard", 3)?;
+    let pod = mesh.node(2).attach("a")?;
+    mesh.add_node(4)?.start()?;
+    mesh.wait_connected(LIMIT)?;
+    let send = || -> Result<()> {
+        let streams: Vec<Proc> = [
+            "198.51.100.3",
+            "2001:db8:b::3",
+            "192.0.2.4",
+            "2001:db8:a::4",
+        ]
+        .iter()
+        .map(|node| stream(&pod.pod, node, None, 5))
+        .collect::<Result<_>>()?;
+        std::thread::sleep(Duration::from_millis(500));
+        streams.iter().for_each(Proc::kill);
+        Ok(())
+    };
+    let node = mesh.node(2);
+    let agent = node.agent.as_ref().unwrap();
+    let capture = mesh.capture(&[])?;
+    agent.signal(Signal::SIGSTOP);
+    let attack = "nft flush ruleset
+         nft 'add table inet other
+              add chain inet other nat { type nat hook postrouting priority srcnat; }
+              add rule inet other nat oifname \"eth0\" masquerade'
+         while ip rule del pref 5187; do :; done; while ip -6 rule del pref 5187; do :; done
+         ip route flush table 51871; ip -6 route flush table 51871
+         ip route flush proto 151; ip -6 route flush proto 151";
+    node.host.sh(attack)?;
+    send()?;
+    let guard = node
+        .host
+        .sh("nft list chain inet warren-guard pod-to-node")?;
+    for family in ["v4", "v6"] {
+        let comment = format!("guard-pod-to-node-{family}");
+        let line = guard.stdout.lines().find(|line| line.contains(&comment));
+        let held = line.is_some_and(|line| !line.contains("packets 0 "));
+        assert!(held, "{comment}: {}", guard.stdout);
+    }
+    agent.signal(Signal::SIGCONT);
+    assert_reached(&pod, &mesh.node(4).attach("b")?, "after the repair")?;
+    capture.stop().assert_clean();
+    // The positive control: with the agent goes its table, and the same packets leave in clear.
+    agent.kill();
+    node.host.sh(attack)?;
+    let leaked = marked_packets(&mesh, node.host.tap("eth0"), send)?;
+    assert!(leaked > 0);
+    Ok(())
+}
+
 /// Topology: node2 and node3 on two subnets, a pod on each. Another program on node2 has routes of
 /// its own for node3's pods.
 #[test]

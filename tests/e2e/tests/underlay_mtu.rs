@@ -1,6 +1,8 @@
 //! Underlays whose packets get smaller and larger, with and without a word about it.
 #![allow(clippy::unwrap_used)] // in a test, a failed unwrap is the report
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -105,11 +107,11 @@ fn routes_follow_the_underlays_mtu_down_and_up() -> Result<()> {
 
 /// ```text
 /// node1 -- lan-a -- router -- router2 -- far -- node5      all IPv4, or all IPv6 outside
-///             1500         1400         1500
+///             1500        narrow        1500
 /// ```
 ///
 /// Neither router tells anything by ICMP, and no link of a node is narrow: nobody is told.
-fn black_hole(name: &str, outer_v6: bool) -> Result<(Mesh, Host)> {
+fn black_hole(name: &str, outer_v6: bool, narrow_bytes: u32) -> Result<(Mesh, Host)> {
     let mut mesh = Mesh::underlay(name)?;
     let router2 = mesh.lab.router("router2")?;
     let (a, b) = if outer_v6 {
@@ -122,7 +124,7 @@ fn black_hole(name: &str, outer_v6: bool) -> Result<(Mesh, Host)> {
         mesh.router.end("narrow").addr(&format!("{a}/{bits}")),
         router2.end("narrow").addr(&format!("{b}/{bits}")),
     )?;
-    narrow.set_mtu(1400)?;
+    narrow.set_mtu(narrow_bytes)?;
     mesh.watch(narrow);
     let (near, far, gateway) = if outer_v6 {
         ("2001:db8:a::6", "2001:db8:d::5", "2001:db8:d::ff")
@@ -173,8 +175,23 @@ fn black_hole(name: &str, outer_v6: bool) -> Result<(Mesh, Host)> {
     Ok((mesh, router2))
 }
 
-fn flows_through_a_black_hole(name: &str, outer_v6: bool) -> Result<()> {
-    let (mesh, router2) = black_hole(name, outer_v6)?;
+/// How many datagrams the node's tunnel made that do not arrive in one piece, as a scrape tells.
+fn fragmented(node: &Node) -> Result<u64> {
+    let scrape = || -> Result<String> {
+        let mut agent = TcpStream::connect("127.0.0.1:9151")?;
+        agent.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        agent.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = node.host.in_netns(scrape)??;
+    let name = "warren_tunnel_fragmented_datagrams_total ";
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    Ok(line.with_context(|| text.clone())?.parse()?)
+}
+
+fn flows_through_a_black_hole(name: &str, outer_v6: bool, narrow_bytes: u32) -> Result<()> {
+    let (mesh, router2) = black_hole(name, outer_v6, narrow_bytes)?;
     let (node5, node6) = (mesh.node(5), mesh.node(6));
     let (a, b) = (node6.attach("a")?, node5.attach("b")?);
     let capture = mesh.capture(&[])?;
@@ -188,6 +205,15 @@ fn flows_through_a_black_hole(name: &str, outer_v6: bool) -> Result<()> {
     assert!(muted.contains("icmp drop"), "{muted}");
     let seen = probe.stop()?;
     assert!(seen.sent - seen.received < seen.sent / 5, "{seen:?}");
+    if narrow_bytes < 1360 {
+        // Not even the smallest inner packet's datagram passes in one piece: counted, and said.
+        for (node, other) in [(node5, node6), (node6, node5)] {
+            assert!(fragmented(node)? > 100, "{}", fragmented(node)?);
+            if outer_v6 {
+                wait_degraded(node, other, &["path-mtu"], LIMIT)?;
+            }
+        }
+    }
     let report = capture.stop();
     report.assert_clean();
     let family = if outer_v6 { Family::V6 } else { Family::V4 };
@@ -198,11 +224,18 @@ fn flows_through_a_black_hole(name: &str, outer_v6: bool) -> Result<()> {
 #[test]
 fn tcp_flows_over_ipv4_where_too_big_is_swallowed() -> Result<()> {
     require!();
-    flows_through_a_black_hole("hole4", false)
+    flows_through_a_black_hole("hole4", false, 1400)
 }
 
 #[test]
 fn tcp_flows_over_ipv6_where_too_big_is_swallowed() -> Result<()> {
     require!();
-    flows_through_a_black_hole("hole6", true)
+    flows_through_a_black_hole("hole6", true, 1400)
+}
+
+/// The tunnel's smallest packets, of 1,280 bytes inside, have 1,360 outside.
+#[test]
+fn tcp_flows_over_ipv6_whose_path_is_smaller_than_the_smallest_tunnel_packet() -> Result<()> {
+    require!();
+    flows_through_a_black_hole("hole6-small", true, 1300)
 }

@@ -72,7 +72,7 @@ const GUARD_RETRY: Duration = Duration::from_secs(60);
 pub struct Filter {
     loaded: Option<Loaded>,
     counters: Counters,
-    guard: Option<(GuardSpec, Guard)>,
+    guard: Option<Guard>,
     guard_tried: Option<Instant>,
 }
 
@@ -162,6 +162,7 @@ impl Filter {
             let listing = self.list_loaded(spec).await?;
             // Somebody else's change between two looks must not be taken for ours.
             if without_elements(&listing) == without_elements(&loaded.listing) {
+                self.keep_guard(spec);
                 return Ok(());
             }
             self.loaded = None;
@@ -218,11 +219,21 @@ impl Filter {
             tunnel: spec.interface.clone(),
             veth_prefix: VETH_PREFIX.into(),
             pod_ranges: spec.pod_ranges.iter().copied().collect(),
+            peers: spec.peer_addresses.iter().map(IpNet::addr).collect(),
         };
-        if self.guard.as_ref().is_some_and(|(spec, _)| *spec == wanted) {
-            return;
-        }
         // The kernel needs no second look: nobody but its owner can change the table.
+        if let Some(guard) = &mut self.guard {
+            if *guard.spec() == wanted {
+                return;
+            }
+            let others = GuardSpec {
+                peers: guard.spec().peers.clone(),
+                ..wanted.clone()
+            };
+            if *guard.spec() == others && guard.set_peers(&wanted.peers).is_ok() {
+                return;
+            }
+        }
         self.guard = None;
         if self
             .guard_tried
@@ -231,7 +242,7 @@ impl Filter {
             return;
         }
         match Guard::load(&wanted) {
-            Ok(guard) => self.guard = Some((wanted, guard)),
+            Ok(guard) => self.guard = Some(guard),
             Err(e) => {
                 self.guard_tried = Some(Instant::now());
                 tracing::info!(

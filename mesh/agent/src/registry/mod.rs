@@ -2,6 +2,7 @@
 
 mod file;
 mod publish;
+mod thread;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -17,6 +18,7 @@ use warren_keyring::PublicKey;
 use crate::files::FileError;
 
 pub use file::FileRegistry;
+pub use thread::RegistryThread;
 
 /// What a registry reports.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,7 +14,8 @@ const REPAIR: &str = "start warren-agent, which repairs it within 5 s; then: war
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut check = Check::new("protection");
-    let open = "a pod's packets could leave in clear; warren-cni makes no pod";
+    let open = "a pod's packets could leave in clear, or reach what they must not; warren-cni \
+                makes no pod";
     match protection::rule_comments("inet", NFT_TABLE) {
         Err(e) => check.error(
             format!("cannot read the filter: {e}"),

@@ -143,7 +143,7 @@ impl Engine {
             Verdict::Admit(class) => self.backlog.push(now.monotonic, class, source, handshake),
             Verdict::Cookie => {
                 out.datagrams.room(cookie.len()).copy_from_slice(&cookie);
-                out.datagrams.commit(cookie.len(), source);
+                out.datagrams.commit(cookie.len(), source.into());
                 self.counters.udp_tx_datagrams += 1;
                 Err(DropReason::UnderLoad)
             }

@@ -24,7 +24,7 @@ use crate::outbox::Outbox;
 use crate::outcome::OpenedKind;
 use crate::path_notes::DropNotes;
 use crate::path_probe::ProbeMessage;
-use crate::peer::{Context, Peer};
+use crate::peer::{Context, OnePiece, Peer};
 use crate::queue::QueueBudget;
 use crate::random::Random;
 use crate::session::Identity;
@@ -85,6 +85,8 @@ pub struct Counters {
     pub udp_rx_datagrams: u64,
     /// Datagrams made.
     pub udp_tx_datagrams: u64,
+    /// Of those, the ones that are too large to arrive in one piece.
+    pub udp_tx_fragmented: u64,
     /// Handshakes completed, in either role.
     pub handshakes: u64,
     /// How often a peer's endpoint followed its packets.
@@ -278,7 +280,9 @@ impl Engine {
             && peer.endpoint == Some(query.endpoint)
         {
             peer.probe.set_ceiling(path_mtu_bytes);
-            let arrives = peer.probe.limit(now.monotonic).unwrap_or(path_mtu_bytes);
+            let limit = peer.probe.limit(now.monotonic);
+            let arrives = limit.unwrap_or(path_mtu_bytes);
+            peer.one_piece = OnePiece::new(query.endpoint, arrives, limit.is_some());
             let inner = warren_core::mtu::inner_mtu(arrives, query.endpoint.ip());
             peer.inner_mtu = inner as usize;
             peer.note_endpoint_good();
@@ -441,6 +445,7 @@ impl Engine {
             now,
             out,
             drops: &mut self.counters.drops,
+            fragmented: &mut self.counters.udp_tx_fragmented,
             budget: &mut self.budget,
             scratch: &mut self.scratch,
         };

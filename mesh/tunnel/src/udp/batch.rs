@@ -10,7 +10,6 @@ use warren_core::peer_path::SendFailure;
 
 use super::{Lanes, Udp, UdpBook};
 use crate::outbox::Outbox;
-use crate::send_failures::cause_of;
 use crate::source::{Control, Endpoint, Source};
 use crate::sys::{check, wait_writable};
 
@@ -126,7 +125,8 @@ fn socket_address(storage: &SockAddrStorage) -> Option<SocketAddr> {
 /// Sends what is in the outbox for the network; what cannot be sent is counted and passed over.
 pub(crate) fn send(udp: &Udp, out: &Outbox, book: &mut UdpBook) {
     let mut batch = SendBatch::default();
-    for (endpoint, datagram) in out.outgoing() {
+    for (way, datagram) in out.outgoing() {
+        let endpoint = way.endpoint;
         let socket = if endpoint.address.is_ipv4() {
             &udp.v4
         } else {
@@ -138,6 +138,14 @@ pub(crate) fn send(udp: &Udp, out: &Outbox, book: &mut UdpBook) {
             book.failures.note(endpoint.address, SendFailure::NoFamily);
             continue;
         };
+        if way.in_pieces
+            && let Some(pieces) = udp.pieces()
+        {
+            // What is before it leaves before it.
+            batch.flush(book);
+            book.note(endpoint.address, pieces.send(endpoint, datagram));
+            continue;
+        }
         let descriptor = socket.as_raw_fd();
         if batch.descriptor != descriptor || batch.items.len() == BATCH {
             batch.flush(book);
@@ -245,13 +253,10 @@ impl SendBatch<'_> {
                         let endpoint = self.addresses[refused].endpoint.address;
                         book.refused_sources.push(endpoint);
                     }
-                    code => {
+                    _ => {
                         // Of the first of the rest; the others are tried.
-                        book.counters.count_send_error(code);
-                        if let Some(cause) = cause_of(code) {
-                            let endpoint = self.addresses[self.items[sent].1].endpoint.address;
-                            book.failures.note(endpoint, cause);
-                        }
+                        let endpoint = self.addresses[self.items[sent].1].endpoint.address;
+                        book.note(endpoint, Err(error));
                         sent += 1;
                     }
                 },
