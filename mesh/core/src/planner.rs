@@ -175,6 +175,11 @@ impl Planner {
         &self.local
     }
 
+    /// This node's own entry, as the registry tells of it.
+    pub fn own_view(&self) -> Option<&NodeView> {
+        self.views.get(self.local.name.as_str())
+    }
+
     /// What the mesh is set up with.
     pub fn settings(&self) -> &Settings {
         &self.settings
