@@ -557,6 +557,33 @@ async fn a_force_endpoint_of_this_node_decides_its_family() {
 }
 
 #[tokio::test]
+async fn the_end_of_an_earlier_life_of_this_node_does_not_take_its_present_entry() {
+    let mut node = Node::new();
+    let own_key = node.start_tunnel();
+    let (mut own, _) = peer(1);
+    own.annotations
+        .insert(annotation::PUBLIC_KEY.into(), own_key.to_base64());
+    own.annotations.insert(
+        annotation::FORCE_ENDPOINT.into(),
+        "[2001:db8::1]:51871".into(),
+    );
+    let ended = |uid: &NodeUid| RegistryEvent::Deleted {
+        name: "node-1".into(),
+        uid: uid.clone(),
+    };
+    let before = std::mem::replace(&mut own.uid, NodeUid("uid-again".into()));
+    node.event(RegistryEvent::Synced(vec![own.clone(), peer(2).0]));
+    node.event(ended(&before));
+    let families = |snapshot: &Snapshot| -> Vec<bool> {
+        let planned = snapshot.plan.accepted.values();
+        planned.map(|node| node.endpoint.is_ipv6()).collect()
+    };
+    assert_eq!(families(&node.reconcile().await), [true]);
+    node.event(ended(&own.uid));
+    assert_eq!(families(&node.reconcile().await), [false]);
+}
+
+#[tokio::test]
 async fn the_mtu_of_a_peers_route_is_that_of_the_way_to_it() {
     let mut node = Node::new();
     node.start_tunnel();

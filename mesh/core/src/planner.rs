@@ -110,28 +110,54 @@ impl Planner {
     /// The plan for what is known now. Records that it accepts are the incumbents from here on;
     /// those of nodes that left are forgotten.
     pub fn poll_plan(&mut self) -> Plan {
-        let plan = plan(&PlanInput {
+        let before = self.incumbents.clone();
+        let mut plan = self.plan_once();
+        // What an incumbent has just given up is somebody else's now, and not only once anything
+        // else changes. Whoever is accepted stays so, and so each turn refuses fewer.
+        while self.note_incumbents(&plan) {
+            plan = self.plan_once();
+        }
+        // Without the whole view another holder of the same may not have been heard of yet.
+        if self.synced && plan.own_reject.is_none() {
+            let own = self.local.record();
+            self.incumbents.insert(own.name.clone(), own);
+        }
+        self.revision += u64::from(self.incumbents != before);
+        self.dirty = false;
+        plan
+    }
+
+    fn plan_once(&self) -> Plan {
+        plan(&PlanInput {
             settings: &self.settings,
             local: &self.local,
             views: &self.views,
             incumbents: &self.incumbents,
             path_mtu: &self.path_mtu,
-        });
-        let before = self.incumbents.clone();
+        })
+    }
+
+    /// Takes note of who holds what by a plan. Tells whether a refused incumbent has less by it.
+    fn note_incumbents(&mut self, plan: &Plan) -> bool {
+        let (own, views, accepted) = (&self.local.name, &self.views, &plan.accepted);
         // Refused for the moment is not gone: `plan` keeps the claims of such an incumbent.
-        let views = &self.views;
         let present = |r: &NodeRecord| {
             views
                 .get(r.name.as_str())
                 .is_some_and(|view| view.uid == r.uid)
         };
-        let own = self.local.record();
         self.incumbents
-            .retain(|name, record| *name == own.name || present(record));
+            .retain(|name, record| name == own || present(record));
         // What a refused one no longer claims and another was given is that one's by now.
-        let accepted = &plan.accepted;
+        let mut given_up = false;
         self.incumbents.retain(|name, record| {
-            *name == own.name || accepted.contains_key(name) || gives_up(record, accepted)
+            if name == own || accepted.contains_key(name) {
+                return true;
+            }
+            let before = record.clone();
+            let stays = gives_up(record, accepted);
+            given_up |= !stays || *record != before;
+            stays
         });
         for (name, node) in accepted {
             // An address that was not granted is not held either: the next plan would take it from
@@ -142,13 +168,7 @@ impl Planner {
             };
             self.incumbents.insert(name.clone(), record);
         }
-        // Without the whole view another holder of the same may not have been heard of yet.
-        if self.synced && plan.own_reject.is_none() {
-            self.incumbents.insert(own.name.clone(), own);
-        }
-        self.revision += u64::from(self.incumbents != before);
-        self.dirty = false;
-        plan
+        given_up
     }
 
     /// Whether something changed since the last plan.
@@ -173,6 +193,11 @@ impl Planner {
     /// This node, as the planner has it.
     pub fn local(&self) -> &LocalNode {
         &self.local
+    }
+
+    /// This node's own entry, as the registry tells of it.
+    pub fn own_view(&self) -> Option<&NodeView> {
+        self.views.get(self.local.name.as_str())
     }
 
     /// What the mesh is set up with.

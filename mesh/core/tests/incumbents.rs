@@ -1,5 +1,5 @@
 //! Incumbents over many plans. The first was found by the simulator (tests/sim, seeds 32 and 40), the
-//! second while its reference model was written.
+//! second while its reference model was written, the fourth again by the simulator (seed 11811).
 #![allow(clippy::unwrap_used)] // in a test, a failed unwrap is the report
 
 mod common;
@@ -83,6 +83,27 @@ fn a_refused_incumbent_keeps_what_nobody_else_has() {
 }
 
 /// Whether pods' packets to this address are refused where no tunnel route leads them.
+#[test]
+fn what_an_incumbent_gives_up_is_granted_in_the_same_plan() {
+    let mut planner = planner(&[view(2), view(5)]);
+    let with_key = |node: u8, of: u8| {
+        let mut view = view(node);
+        let text = key(of).to_base64();
+        view.annotations.insert(annotation::PUBLIC_KEY.into(), text);
+        view
+    };
+    let mut in_its_range = view(4);
+    in_its_range.pod_cidrs = vec!["10.244.2.0/25".into()];
+    planner.handle_event(RegistryEvent::Applied(in_its_range));
+    planner.handle_event(RegistryEvent::Applied(with_key(3, 2)));
+    assert_eq!(refused(&planner.poll_plan()), ["node3", "node4"]);
+    // Node 2 leaves its key, by which it is an incumbent, to node 3, and is refused for another's.
+    planner.handle_event(RegistryEvent::Applied(with_key(2, 5)));
+    let plan = planner.poll_plan();
+    assert_eq!(refused(&plan), ["node2"], "{:?}", plan.rejects);
+    assert_eq!(planner.poll_plan(), plan, "and nothing moves any more");
+}
+
 fn is_refused(plan: &Plan, address: &str) -> bool {
     let net = format!("{address}/{}", if address.contains(':') { 128 } else { 32 });
     let destination = net.parse().unwrap();

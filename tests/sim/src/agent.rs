@@ -126,6 +126,8 @@ impl Agent {
     /// Kills it.
     pub fn kill(&mut self) {
         self.reconciler = None;
+        // It may have heard more since.
+        self.judged = None;
         self.life += 1;
     }
 

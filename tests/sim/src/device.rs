@@ -7,9 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use warren_agent::dataplane::DeviceState;
+use warren_clock_tests::clock;
 use warren_core::AllowedIps;
 use warren_core::consts::DEFAULT_PORT;
 use warren_core::uapi::{AllowedIpUpdate, Peer, PeerUpdate, SetRequest};
@@ -44,7 +46,7 @@ pub struct Table {
 
 impl Device {
     /// Starts a device without peers. No handshake is stamped earlier than `newest_stamp`.
-    pub fn start(keys: &Keys, seed: u64, newest_stamp: std::time::Duration) -> Self {
+    pub fn start(keys: &Keys, seed: u64, newest_stamp: Duration) -> Self {
         let Some(private) = &keys.private else {
             return Self::Table(Box::new(Table {
                 key: keys.public,
@@ -129,6 +131,13 @@ impl Device {
                 Some((peer.public_key, peer.endpoint))
             }
         }
+    }
+
+    /// How long ago the last handshake with a peer was.
+    pub fn keys_age(&self, key: &PublicKey) -> Option<Duration> {
+        let peers = self.state().peers;
+        let peer = peers.into_iter().find(|peer| peer.public_key == *key)?;
+        Some(clock::wall().saturating_sub(peer.last_handshake?))
     }
 
     /// Whether the key is a peer's.

@@ -27,6 +27,8 @@ pub mod kernel;
 pub mod machine;
 pub mod mutation;
 pub mod oracle;
+mod packets;
+mod peers;
 pub mod port;
 pub mod random;
 mod registry;

@@ -27,11 +27,15 @@ pub enum Mutation {
     DeafToDeletions,
     /// A peer's removed prefix that stays.
     KeepsStalePrefixes,
+    /// An engine that gives waiting packets up without counting them.
+    GivesUpInSilence,
+    /// An engine that takes no data any more long before the end of its keys.
+    KeysEndEarly,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::RemovesBeforeSync,
         Self::NewcomerWins,
         Self::ForgetsIncumbents,
@@ -44,5 +48,7 @@ impl Mutation {
         Self::ForgetsV6,
         Self::DeafToDeletions,
         Self::KeepsStalePrefixes,
+        Self::GivesUpInSilence,
+        Self::KeysEndEarly,
     ];
 }

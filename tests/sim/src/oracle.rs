@@ -149,13 +149,24 @@ impl Oracle {
             return Rc::clone(judged);
         }
         let mut out = self.judge_once(local);
-        // An agent may plan twice in a row: who was accepted is an incumbent by then, and is given
-        // as the reason where there are several.
-        for (name, how) in self.judge_once(local) {
-            if let (Some(Judged::Refused(reasons)), Judged::Refused(more)) =
-                (out.get_mut(&name), how)
-            {
-                reasons.extend(more);
+        // What a refused incumbent has given up is granted at once, so nothing moves any more in the
+        // end. Who was accepted on the way is an incumbent by then, and is given as the reason
+        // where there are several.
+        loop {
+            let before = std::mem::replace(&mut out, self.judge_once(local));
+            let refused = |how: &Judged| matches!(how, Judged::Refused(_));
+            let same = out
+                .iter()
+                .all(|(name, how)| refused(how) == refused(&before[name]));
+            for (name, how) in before {
+                if let (Some(Judged::Refused(reasons)), Judged::Refused(more)) =
+                    (out.get_mut(&name), how)
+                {
+                    reasons.extend(more);
+                }
+            }
+            if same {
+                break;
             }
         }
         let out = Rc::new(out);

@@ -1,5 +1,6 @@
 //! What is done to a cluster, by chance, and the peace that follows.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -39,16 +40,18 @@ pub struct Failure {
 /// Plays a scenario to its end.
 ///
 /// # Errors
-/// The first thing that must not be.
+/// The first thing that must not be; a panic is one.
 pub fn play(setup: Setup) -> Result<Outcome, Failure> {
     let mut world = World::new(setup);
-    world.begin();
-    world.settle();
-    let census = if world.fault().is_none() {
-        judge(&mut world)
-    } else {
+    let played = catch_unwind(AssertUnwindSafe(|| play_in(&mut world)));
+    let census = played.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        // What panicked may have left anything half done: its own fault comes first.
+        let fault = format!("it panics: {}", text.unwrap_or("without a word"));
+        world.faults.insert(0, fault);
         Census::default()
-    };
+    });
     match world.fault() {
         None => Ok(Outcome {
             hash: world.trace.hash(),
@@ -61,6 +64,15 @@ pub fn play(setup: Setup) -> Result<Outcome, Failure> {
             fault,
             tail: world.trace.tail(),
         }),
+    }
+}
+
+fn play_in(world: &mut World) -> Census {
+    world.begin();
+    world.settle();
+    match world.fault() {
+        None => judge(world),
+        Some(_) => Census::default(),
     }
 }
 

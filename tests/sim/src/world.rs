@@ -447,9 +447,25 @@ impl World {
             "node{node} hears {} bytes from {from}",
             bytes.len()
         ));
+        if self.setup.mutation == Some(Mutation::KeysEndEarly) && self.keys_ended(node, from, bytes)
+        {
+            return;
+        }
         self.with_engine(node, |engine, now, out| {
             engine.handle_datagram(now, from, bytes, out);
         });
+    }
+
+    /// A bug's doing: data of keys of 90 s is taken for that of keys at their end.
+    fn keys_ended(&self, node: usize, from: SocketAddr, bytes: &[u8]) -> bool {
+        let machine = self.machines[node].0.borrow();
+        let Some(device) = machine.device.as_ref().filter(|_| bytes[0] == 4) else {
+            return false;
+        };
+        let peers = device.state().peers;
+        let sender = peers.iter().find(|peer| peer.endpoint == Some(from));
+        let age = sender.and_then(|peer| device.keys_age(&peer.public_key));
+        age.is_some_and(|age| age > Duration::from_secs(90))
     }
 
     /// The running tunnel that listens there.

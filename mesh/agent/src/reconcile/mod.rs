@@ -24,9 +24,7 @@ use warren_core::files::{NodeFile, SavedView};
 use warren_core::mtu::DEFAULT_UNDERLAY_MTU;
 use warren_core::state::{RouteKey, RouteTarget};
 use warren_core::status::Health;
-use warren_core::{
-    NodeUid, NodeView, ObservedState, Plan, PlanInput, Planner, RegistryEvent, Removals, plan,
-};
+use warren_core::{NodeUid, ObservedState, Plan, PlanInput, Planner, Removals, plan};
 use warren_keyring::{PrivateKey, PublicKey};
 
 use crate::concern::Ours;
@@ -52,7 +50,6 @@ pub struct Reconciler<H, D, S = Disk> {
     planner: Planner,
     plan: Arc<Plan>,
     public_key: Option<PublicKey>,
-    own_view: Option<NodeView>,
     underlay: Option<Underlay>,
     /// What the tunnel has found to arrive at a peer, in bytes.
     proven_mtu: BTreeMap<PublicKey, u32>,
@@ -136,11 +133,8 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         let own_view = saved
             .views
             .iter()
-            .find(|v| v.name == config.node_name.as_str())
-            .cloned();
-        let published = own_view
-            .as_ref()
-            .and_then(|v| v.annotations.get(annotation::PUBLIC_KEY));
+            .find(|v| v.name == config.node_name.as_str());
+        let published = own_view.and_then(|v| v.annotations.get(annotation::PUBLIC_KEY));
         let public_key = published.and_then(|text| PublicKey::from_base64(text).ok());
         // Until the key is known the planner is not asked; what it holds meanwhile is a key that
         // nobody has.
@@ -150,7 +144,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         };
         let nowhere = unknown_underlay();
         let identity = Identity::new(&config, uid.clone(), &nowhere);
-        let local = identity.local_node(&config, key, own_view.as_ref());
+        let local = identity.local_node(&config, key, own_view);
         Ok(Self {
             applied_endpoints: saved.applied_endpoints.clone(),
             saved: (0, saved.applied_endpoints.clone()),
@@ -162,7 +156,6 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             store,
             plan: Arc::default(),
             public_key,
-            own_view,
             underlay: None,
             proven_mtu: BTreeMap::new(),
             registry_troubles: Vec::new(),
@@ -182,26 +175,15 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
 
     /// Takes in what the registry reports.
     pub fn handle_report(&mut self, report: RegistryReport) {
-        let event = match report {
+        match report {
             RegistryReport::Troubles(troubles) => {
                 for trouble in &troubles {
                     tracing::warn!(trouble, "registry");
                 }
                 self.registry_troubles = troubles;
-                return;
             }
-            RegistryReport::Event(event) => event,
-        };
-        let own = self.config.node_name.as_str();
-        match &event {
-            RegistryEvent::Synced(views) => {
-                self.own_view = views.iter().find(|view| view.name == own).cloned();
-            }
-            RegistryEvent::Applied(view) if view.name == own => self.own_view = Some(view.clone()),
-            RegistryEvent::Deleted { name, .. } if name == own => self.own_view = None,
-            _ => {}
+            RegistryReport::Event(event) => self.planner.handle_event(event),
         }
-        self.planner.handle_event(event);
     }
 
     /// Brings the node to what the plan says, as far as it goes now.
@@ -279,7 +261,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             // Conflicts are judged by the node's own key: without it there are no peers, but there
             // is protection.
             let local = self.planner.local().public_key;
-            let local = identity.local_node(&self.config, local, self.own_view.as_ref());
+            let local = identity.local_node(&self.config, local, self.planner.own_view());
             self.plan = Arc::new(plan(&PlanInput {
                 settings: self.planner.settings(),
                 local: &local,
@@ -289,7 +271,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             }));
             return self.removals();
         };
-        let local = identity.local_node(&self.config, key, self.own_view.as_ref());
+        let local = identity.local_node(&self.config, key, self.planner.own_view());
         self.planner.handle_local(local);
         if self.planner.is_dirty() {
             self.plan = Arc::new(self.planner.poll_plan());
@@ -385,7 +367,10 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             ));
         }
         problems.extend(self.foreign_routes.iter().cloned());
-        let own = self.own_view.as_ref().filter(|_| self.public_key.is_some());
+        let own = self
+            .planner
+            .own_view()
+            .filter(|_| self.public_key.is_some());
         problems.extend(own.and_then(|view| refused_by_peers(&self.config, view)));
         problems.extend(self.plan.own_reject.as_ref().map(clashes_with_peers));
         problems.extend(stranded_pods(&self.config, &self.host.pods()));
