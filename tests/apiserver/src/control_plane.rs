@@ -131,10 +131,12 @@ impl ControlPlane {
 
     /// The URL by which other hosts reach it.
     pub fn url(&self) -> String {
-        format!(
-            "https://{}",
-            SocketAddr::new(self.options.addresses[0], PORT)
-        )
+        format!("https://{}", self.address())
+    }
+
+    /// Where it listens, as its own host sees it.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.options.addresses[0], PORT)
     }
 
     /// The certificate of its authority in PEM.
@@ -147,8 +149,22 @@ impl ControlPlane {
     /// # Errors
     /// The file's.
     pub fn write_kubeconfig(&self, name: &str, token: &str) -> Result<PathBuf> {
+        self.write_kubeconfig_by(name, token, self.address())
+    }
+
+    /// As [`ControlPlane::write_kubeconfig`], by another way to the API server, whose certificate is
+    /// good for `address`.
+    ///
+    /// # Errors
+    /// The file's.
+    pub fn write_kubeconfig_by(
+        &self,
+        name: &str,
+        token: &str,
+        address: SocketAddr,
+    ) -> Result<PathBuf> {
         let path = self.directory.join(format!("{name}.kubeconfig"));
-        fs::write(&path, self.kubeconfig(token).to_string())
+        fs::write(&path, self.kubeconfig(token, address).to_string())
             .with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     }
@@ -158,7 +174,8 @@ impl ControlPlane {
     /// # Errors
     /// Those of the configuration.
     pub async fn client(&self, token: &str) -> Result<kube::Client> {
-        let kubeconfig: Kubeconfig = serde_json::from_value(self.kubeconfig(token))?;
+        let kubeconfig: Kubeconfig =
+            serde_json::from_value(self.kubeconfig(token, self.address()))?;
         let config =
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         Ok(kube::Client::try_from(config)?)
@@ -188,6 +205,39 @@ impl ControlPlane {
         }
     }
 
+    /// Keeps a copy of etcd's data as it is now, to be put back by [`ControlPlane::restore`]. All is
+    /// stopped meanwhile.
+    ///
+    /// # Errors
+    /// What did not start again, and the files'.
+    pub fn snapshot(&mut self) -> Result<()> {
+        self.stop();
+        self.copy_data("etcd", "etcd.snapshot")?;
+        self.resume()
+    }
+
+    /// Puts the data of the last [`ControlPlane::snapshot`] back, as an operator does after a loss;
+    /// all is started anew.
+    ///
+    /// # Errors
+    /// What did not start again, and the files'.
+    pub fn restore(&mut self) -> Result<()> {
+        self.stop();
+        self.copy_data("etcd.snapshot", "etcd")?;
+        self.resume()
+    }
+
+    fn copy_data(&self, from: &str, to: &str) -> Result<()> {
+        let to = self.directory.join(to);
+        if to.exists() {
+            fs::remove_dir_all(&to).with_context(|| format!("remove {}", to.display()))?;
+        }
+        let from = self.directory.join(from);
+        let (from, to) = (from.display().to_string(), to.display().to_string());
+        self.host.run(&["cp", "-a", &from, &to])?;
+        Ok(())
+    }
+
     /// Starts what is stopped, and waits for it.
     ///
     /// # Errors
@@ -205,12 +255,12 @@ impl ControlPlane {
         Ok(())
     }
 
-    fn kubeconfig(&self, token: &str) -> serde_json::Value {
+    fn kubeconfig(&self, token: &str, address: SocketAddr) -> serde_json::Value {
         serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "lab", "cluster": {
-                "server": self.url(),
+                "server": format!("https://{address}"),
                 "certificate-authority": self.directory.join("ca.crt"),
             }}],
             "users": [{"name": "user", "user": {"token": token}}],

@@ -10,7 +10,9 @@ mod certificates;
 mod client;
 mod control_plane;
 mod programs;
+mod proxy;
 
 pub use client::{Identity, block_on};
 pub use control_plane::{ControlPlane, Options};
 pub use programs::{program, skip_reason};
+pub use proxy::Proxy;
