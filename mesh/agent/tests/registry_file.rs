@@ -37,8 +37,12 @@ impl Directory {
 
     /// Where the nodes are now.
     fn present(&self) -> PathBuf {
-        let away = self.root.path().join("away");
-        if away.exists() { away } else { self.path() }
+        let path = self.path();
+        if path.exists() {
+            path
+        } else {
+            self.root.path().join("away")
+        }
     }
 
     /// Writes as an editor without manners does: in place.

@@ -1,8 +1,5 @@
 //! A cluster of Node objects, as kubelets, controllers and operators change them.
 
-// Each test program uses a part of it.
-#![allow(dead_code, reason = "shared by test programs")]
-
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,13 +27,19 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn start(name: &str, flags: Vec<String>) -> Result<Self> {
+    /// One that knows these identities, and whose API server has further flags, made for its host.
+    pub(crate) fn start(
+        name: &str,
+        identities: Vec<Identity>,
+        flags: impl FnOnce(&Host) -> Result<Vec<String>>,
+    ) -> Result<Self> {
         let lab = Lab::new(name)?;
         let host = lab.host("control-plane")?;
         let options = Options {
             // Ranges are given by the tests.
             controllers: vec!["serviceaccount-controller", "namespace-controller"],
-            apiserver_flags: flags,
+            identities,
+            apiserver_flags: flags(&host)?,
             ..Options::default()
         };
         let plane = ControlPlane::start(&host, options)?;
@@ -70,6 +73,12 @@ impl Cluster {
         self.proxy.set_open(open);
     }
 
+    /// The control plane, to do something to it.
+    pub(crate) fn with_plane<T>(&self, work: impl FnOnce(&mut ControlPlane) -> Result<T>) -> T {
+        let mut plane = self.plane.lock().expect("no test thread panics with it");
+        work(&mut plane).expect("the control plane obeys")
+    }
+
     /// Takes all Nodes and Events away.
     pub(crate) fn clear(&self) {
         self.set_open(true);
@@ -92,7 +101,17 @@ impl Cluster {
 
     /// A registry that remembers in this file which Events it wrote.
     pub(crate) async fn registry_at(&self, own: &str, events: &str) -> KubernetesRegistry {
-        let token = Identity::admin().token();
+        self.registry_of(&Identity::admin(), own, events).await
+    }
+
+    /// A registry that asks as somebody.
+    pub(crate) async fn registry_of(
+        &self,
+        identity: &Identity,
+        own: &str,
+        events: &str,
+    ) -> KubernetesRegistry {
+        let token = identity.token();
         let kubeconfig = {
             let plane = self.plane.lock().expect("no test thread panics with it");
             plane.write_kubeconfig_by("registry", &token, self.proxy.address())
@@ -110,6 +129,21 @@ impl Cluster {
             let nodes: Api<Node> = Api::all(client);
             Ok(nodes.get_opt(name).await?)
         })
+    }
+
+    /// Removes the Events, as the API server itself does after an hour.
+    pub(crate) fn forget_events(&self) {
+        self.admin(async |client| {
+            let events: Api<Event> = Api::namespaced(client, "default");
+            let (all, list) = (DeleteParams::default(), ListParams::default());
+            events.delete_collection(&all, &list).await?;
+            Ok(())
+        });
+    }
+
+    /// The host of the control plane.
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
     }
 
     pub(crate) fn events(&self) -> Vec<Event> {
