@@ -43,6 +43,7 @@ test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a vir
 
 test-apiserver: deps ## a bare Kubernetes control plane, its programs built from their modules; not yet in ci
 	tests/kubernetes/prepare
+	$(CARGO) build -p warren-tunnel -p warren-agent -p warren-cli -p warren-lab
 	$(CARGO) test --no-fail-fast -p warren-apiserver
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
