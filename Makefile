@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build-deps build test demo bench-cni test-cni test-apiserver test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build test demo bench-cni bench-scale test-cni test-apiserver test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ test-cni: deps ## the plugin by the CNI specification, in chains, by cnitool, un
 	tests/cni/prepare
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --no-fail-fast -p warren-cni-suite
+
+bench-scale: deps ## the daemons of one node beside an API server with NODES=1000 Nodes
+	tests/kubernetes/prepare
+	$(CARGO) build --release -p warren-tunnel -p warren-agent -p warren-lab -p warren-apiserver
+	target/release/warren-bench-scale $(or $(NODES),1000)
 
 test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a virtual machine among them
 	tests/interop/prepare
