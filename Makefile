@@ -40,6 +40,11 @@ test-cni: deps ## the plugin by the CNI specification, in chains, by cnitool, un
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --no-fail-fast -p warren-cni-suite
 
+bench-scale: deps ## the daemons of one node beside an API server with NODES=1000 Nodes
+	tests/kubernetes/prepare
+	$(CARGO) build --release -p warren-tunnel -p warren-agent -p warren-lab -p warren-apiserver
+	target/release/warren-bench-scale $(or $(NODES),1000)
+
 test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a virtual machine among them
 	tests/interop/prepare
 	$(CARGO) build -p warren-tunnel -p warren-lab -p warren-interop
@@ -47,6 +52,7 @@ test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a vir
 
 test-apiserver: deps ## a bare Kubernetes control plane, its programs built from their modules; not yet in ci
 	tests/kubernetes/prepare
+	$(CARGO) build -p warren-tunnel -p warren-agent -p warren-cli -p warren-lab
 	$(CARGO) test --no-fail-fast -p warren-apiserver
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence

@@ -132,6 +132,21 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileErro
     Ok(Some(content))
 }
 
+/// The entries of a directory; none where there is no directory.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub fn list(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(FileError::io("list", dir))?,
+    };
+    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+    paths
+        .collect::<io::Result<_>>()
+        .map_err(FileError::io("list", dir))
+}
+
 /// Reads a JSON document of at most `limit` bytes; `None` when there is no file.
 ///
 /// # Errors

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use warren_core::consts::annotation;
+use warren_core::node::{parse_addresses, parse_pod_cidrs};
 use warren_core::{Endpoints, LocalNode, NodeRecord, NodeReject, NodeUid, NodeView};
 use warren_keyring::PublicKey;
 
-use crate::config::Config;
+use crate::config::{Config, RegistryKind};
 use crate::files::{self, FileError};
 use crate::host::Underlay;
 use crate::registry::OwnRecord;
@@ -41,11 +42,44 @@ pub fn node_uid(state_dir: &Path) -> Result<NodeUid, FileError> {
     Ok(NodeUid(uid))
 }
 
+/// What the registry assigns to this node, where that is the registry's matter: a Kubernetes Node's
+/// uid, podCIDRs and addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assigned {
+    /// The uid of this life of the node.
+    pub uid: Option<NodeUid>,
+    /// Its pod ranges; none until there are valid ones.
+    pub pod_cidrs: BTreeSet<IpNet>,
+    /// Its addresses; none until there are valid ones.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Assigned {
+    /// Takes in this node's entry. What it does not say, or says wrongly, holds as it was: a range
+    /// is not taken from running pods by a slip. [`refused_by_peers`] tells of it.
+    pub fn handle_view(&mut self, config: &Config, own_view: &NodeView) {
+        if config.registry != RegistryKind::Kubernetes {
+            return;
+        }
+        let ranges = config.settings().ranges;
+        self.uid = Some(own_view.uid.clone());
+        if let Ok(pod_cidrs) = parse_pod_cidrs(&own_view.pod_cidrs, &ranges) {
+            self.pod_cidrs = pod_cidrs;
+        }
+        match parse_addresses(&own_view.addresses, &ranges) {
+            Ok(addresses) if !addresses.is_empty() => self.addresses = addresses,
+            _ => {}
+        }
+    }
+}
+
 /// What this node is now, key aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The uid of this life of the node.
     pub uid: NodeUid,
+    /// Its pod ranges; none before its Node object has any.
+    pub pod_cidrs: BTreeSet<IpNet>,
     /// Its addresses, preferred first.
     pub addresses: Vec<IpAddr>,
     /// The endpoints that it publishes.
@@ -55,20 +89,28 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Puts configuration and what was found together; the configuration wins.
-    pub fn new(config: &Config, uid: NodeUid, underlay: &Underlay) -> Self {
-        let addresses = if config.node_addresses.is_empty() {
+    /// Puts configuration, what was assigned and what was found together; the first that says
+    /// something wins. `uid` is that of a node which nobody gives one.
+    pub fn new(config: &Config, uid: &NodeUid, assigned: &Assigned, underlay: &Underlay) -> Self {
+        let addresses = if !config.node_addresses.is_empty() {
+            config.node_addresses.clone()
+        } else if !assigned.addresses.is_empty() {
+            assigned.addresses.clone()
+        } else {
             // With a dead registry and routes gone astray a pod range must not become the node's.
             let outside =
                 |a: &&IpAddr| !config.cluster_cidrs.iter().any(|range| range.contains(*a));
             underlay.addresses.iter().filter(outside).copied().collect()
-        } else {
-            config.node_addresses.clone()
         };
         let found = || Endpoints::from_addresses(&addresses, config.listen_port);
         let endpoints = config.endpoint.clone().unwrap_or_else(found);
+        let pod_cidrs = match config.registry {
+            RegistryKind::File => config.pod_cidrs.clone(),
+            RegistryKind::Kubernetes => assigned.pod_cidrs.clone(),
+        };
         Self {
-            uid,
+            uid: assigned.uid.clone().unwrap_or_else(|| uid.clone()),
+            pod_cidrs,
             addresses,
             endpoints,
             underlay_mtu_bytes: underlay.mtu_bytes,
@@ -90,7 +132,7 @@ impl Identity {
             name: config.node_name.clone(),
             uid: self.uid.clone(),
             public_key,
-            pod_cidrs: config.pod_cidrs.clone(),
+            pod_cidrs: self.pod_cidrs.clone(),
             addresses: self.addresses.clone(),
             endpoints: forced.unwrap_or_else(|| self.endpoints.clone()),
             underlay_mtu_bytes: self.underlay_mtu_bytes,
@@ -105,7 +147,7 @@ impl Identity {
             public_key,
             endpoints: self.endpoints.clone(),
             underlay_mtu_bytes: self.underlay_mtu_bytes,
-            pod_cidrs: config.pod_cidrs.clone(),
+            pod_cidrs: self.pod_cidrs.clone(),
             addresses: self.addresses.clone(),
         }
     }
@@ -126,7 +168,7 @@ pub fn clashes_with_peers(reject: &NodeReject) -> String {
             "; was a disk or a machine cloned? This node stays without peers. Stop warren-tunnel, \
              remove its private.key, and start it again"
         }
-        NodeReject::PodCidrOverlap { .. } => "; give this node pod-cidrs of its own",
+        NodeReject::PodCidrOverlap { .. } => "; give this node podCIDRs of its own",
         NodeReject::EndpointConflict { .. } => "; give this node an endpoint of its own",
         _ => "",
     };
@@ -134,8 +176,8 @@ pub fn clashes_with_peers(reject: &NodeReject) -> String {
 }
 
 /// Pods that have addresses of an earlier podCIDR of this node: no other node routes to them.
-pub fn stranded_pods(config: &Config, pods: &BTreeSet<IpNet>) -> Option<String> {
-    let ours = |pod: &IpNet| config.pod_cidrs.iter().any(|cidr| cidr.contains(pod));
+pub fn stranded_pods(pod_cidrs: &BTreeSet<IpNet>, pods: &BTreeSet<IpNet>) -> Option<String> {
+    let ours = |pod: &IpNet| pod_cidrs.iter().any(|cidr| cidr.contains(pod));
     let mut stranded = pods.iter().filter(|pod| !ours(pod));
     let first = stranded.next()?;
     let more = match stranded.count() {

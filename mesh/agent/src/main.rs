@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -12,7 +13,9 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use warren_agent::config::{Config, ConfigError, LogFormat, Source as ValueSource, load};
+use warren_agent::config::{
+    Config, ConfigError, LogFormat, RegistryKind, Source as ValueSource, Surroundings, load,
+};
 use warren_agent::dataplane::UapiDataPlane;
 use warren_agent::files;
 use warren_agent::host::LinuxHost;
@@ -20,7 +23,7 @@ use warren_agent::http::{self, HttpState};
 use warren_agent::local::node_uid;
 use warren_agent::lock::Lock;
 use warren_agent::reconcile::Reconciler;
-use warren_agent::registry::{FileRegistry, RegistryThread};
+use warren_agent::registry::{FileRegistry, KubernetesOptions, KubernetesRegistry, RegistryThread};
 use warren_agent::run::run;
 use warren_agent::status_server::{self, RemoveOnExit, Source};
 use warren_agent::tunnel_socket::TunnelSocket;
@@ -29,11 +32,17 @@ use warren_core::files::SavedView;
 
 /// The view of 5,000 nodes is about 10 MiB.
 const MAX_VIEW_LEN: u64 = 256 * 1024 * 1024;
+/// Where Kubernetes puts the token of a pod's service account.
+const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 fn main() -> ExitCode {
     let hostname = nix::unistd::gethostname().unwrap_or_default();
     let env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-    let loaded = match load(std::env::args_os(), &env, &hostname.to_string_lossy()) {
+    let surroundings = Surroundings {
+        hostname: hostname.to_string_lossy().into_owned(),
+        service_account: Path::new(SERVICE_ACCOUNT_TOKEN).exists(),
+    };
+    let loaded = match load(std::env::args_os(), &env, &surroundings) {
         Ok(loaded) => loaded,
         Err(ConfigError::CommandLine(e)) => {
             // Help and version are such "errors" too; clap knows where each goes.
@@ -103,13 +112,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let tunnel = UapiDataPlane::new(config.uapi_dir.join(format!("{}.sock", config.interface)))
         .with_status(tunnel_socket.clone());
     let host = LinuxHost::open(config.interface.clone())?;
-    let (dir, name) = (config.registry_dir.clone(), config.node_name.clone());
-    let last = saved.views.clone();
-    let registry =
-        RegistryThread::start(format!("registry directory {}", dir.display()), move || {
-            FileRegistry::new(dir, name, &last)
-        })
-        .context("start the registry's thread")?;
+    let views = saved.views.clone();
     let reconciler = Reconciler::new(config.clone(), uid, host, tunnel.clone(), saved)?;
 
     let (publisher, snapshots) = watch::channel(None);
@@ -132,7 +135,19 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tokio::spawn(http::serve(listener, HttpState { source }));
     }
     let probe = async || tunnel.get().await.is_ok();
-    run(reconciler, registry, probe, publisher, stop).await;
+    match config.registry {
+        RegistryKind::File => {
+            let (dir, name) = (config.registry_dir.clone(), config.node_name.clone());
+            let subject = format!("registry directory {}", dir.display());
+            let files = RegistryThread::start(subject, move || FileRegistry::new(dir, name, &views))
+                .context("start the registry's thread")?;
+            run(reconciler, files, probe, publisher, stop).await;
+        }
+        RegistryKind::Kubernetes => {
+            let nodes = KubernetesRegistry::open(KubernetesOptions::of(&config)).await?;
+            run(reconciler, nodes, probe, publisher, stop).await;
+        }
+    }
     tracing::info!("stop; peers, routes and filters stay");
     Ok(())
 }

@@ -171,6 +171,14 @@ fn warren(registry: &mut Registry, status: &AgentStatus) {
         "Nodes that are not planned with",
         rejected,
     );
+    let held = Gauge::<i64>::default();
+    let untrusted = status
+        .peers
+        .iter()
+        .filter(|peer| peer.untrusted_key.is_some());
+    held.set(i64::try_from(untrusted.count()).unwrap_or(i64::MAX));
+    let help = "Peers that publish a key which is not trusted here; `warren trust` trusts it";
+    registry.register("warren_held_keys", help, held);
     let drops = Family::<RuleLabel, Counter>::default();
     for (rule, packets) in &status.filter_drops {
         drops
@@ -228,6 +236,11 @@ fn reconciles(registry: &mut Registry, stats: &Stats) {
         stats.failed,
     );
     counter("warren_reconcile_changes", "Changes made", stats.changes);
+    counter(
+        "warren_key_changes",
+        "Changes of known nodes' keys that were believed",
+        stats.key_changes,
+    );
     let total = Counter::<f64, std::sync::atomic::AtomicU64>::default();
     total.inc_by(stats.total.as_secs_f64());
     registry.register(

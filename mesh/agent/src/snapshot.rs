@@ -1,10 +1,11 @@
 //! What the reconcile last saw and did, for those who show it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use warren_core::Plan;
 use warren_core::status::Health;
 use warren_keyring::PublicKey;
@@ -23,6 +24,8 @@ pub struct Snapshot {
     pub public_key: Option<PublicKey>,
     /// The endpoints that this node publishes.
     pub endpoints: Vec<SocketAddr>,
+    /// This node's pod ranges.
+    pub pod_cidrs: BTreeSet<IpNet>,
     /// Whether filter and unreachable routes are in place.
     pub protected: bool,
     /// Whether the tunnel answers.
@@ -56,6 +59,8 @@ pub struct Stats {
     pub failed: u64,
     /// How many changes were made.
     pub changes: u64,
+    /// How many changes of known nodes' keys were believed.
+    pub key_changes: u64,
     /// The time that all took together.
     pub total: Duration,
     /// The time that the last one took.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use warren_core::NodeName;
 use warren_core::degraded::DegradedCause;
 use warren_core::mtu;
 use warren_core::peer_path::PeerPath;
@@ -13,11 +12,17 @@ use warren_core::status::{
     AgentStatus, DegradedStatus, NodeState, PeerState, PeerStatus, RejectStatus,
 };
 use warren_core::uapi::Peer;
+use warren_core::{NodeName, NodeNotice};
 use warren_keyring::PublicKey;
 
 use crate::config::Config;
 use crate::dataplane::DeviceState;
+use crate::registry::NotReady;
 use crate::snapshot::Snapshot;
+
+/// What is said of a node that has no pod ranges.
+pub const NO_POD_CIDR: &str = "this node's Node object has no valid podCIDR; does kube-controller-manager \
+                               allocate them (--allocate-node-cidrs), inside cluster-cidrs?";
 
 /// The tunnel as it is now, which may be newer than the snapshot.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +54,12 @@ pub fn build(
             in_tunnel.get(&node.record.public_key).copied(),
             now,
         );
-        status.notice = notices.get(name).map(ToString::to_string);
+        if let Some(notice) = notices.get(name) {
+            status.notice = Some(notice.to_string());
+            if let NodeNotice::KeyHeld { published, .. } = notice {
+                status.untrusted_key = Some(*published);
+            }
+        }
         if status.state != PeerState::Unknown
             && let Some(cause) = cause(snapshot, node, &status, tunnel.paths)
         {
@@ -80,7 +90,7 @@ pub fn build(
         public_key: snapshot.public_key,
         interface: config.interface.clone(),
         endpoints: snapshot.endpoints.clone(),
-        pod_cidrs: config.pod_cidrs.iter().copied().collect(),
+        pod_cidrs: snapshot.pod_cidrs.iter().copied().collect(),
         protected: snapshot.protected,
         tunnel: snapshot.tunnel.clone(),
         registry: snapshot.registry.clone(),
@@ -133,17 +143,37 @@ pub fn not_ready(snapshot: Option<&Snapshot>) -> Vec<String> {
     let Some(snapshot) = snapshot else {
         return vec!["starting: nothing has been set up yet".into()];
     };
-    let mut reasons = Vec::new();
-    if !snapshot.protected {
-        reasons.push("not protected: the filter or an unreachable route is missing".into());
-    }
-    if !snapshot.tunnel.ok {
-        reasons.push(snapshot.tunnel.detail.clone());
-    }
+    let mut reasons: Vec<String> = causes(snapshot).into_iter().map(|c| c.message).collect();
     if !reasons.is_empty() {
         reasons.extend(snapshot.problems.iter().cloned());
     }
     reasons
+}
+
+/// The first of the reasons of [`not_ready`], such as a Node's condition can hold it.
+pub fn first_cause(snapshot: &Snapshot) -> Option<NotReady> {
+    causes(snapshot).into_iter().next()
+}
+
+fn causes(snapshot: &Snapshot) -> Vec<NotReady> {
+    let mut causes = Vec::new();
+    let mut note = |reason, message: &str| {
+        causes.push(NotReady {
+            reason,
+            message: message.to_owned(),
+        });
+    };
+    if !snapshot.protected {
+        let message = "not protected: the filter or an unreachable route is missing";
+        note("WarrenNotProtected", message);
+    }
+    if !snapshot.tunnel.ok {
+        note("WarrenTunnelDown", &snapshot.tunnel.detail);
+    }
+    if snapshot.pod_cidrs.is_empty() {
+        note("WarrenNoPodCIDR", NO_POD_CIDR);
+    }
+    causes
 }
 
 fn peer(
@@ -177,6 +207,7 @@ fn peer(
         rx_bytes: in_tunnel.map_or(0, |peer| peer.rx_bytes),
         tx_bytes: in_tunnel.map_or(0, |peer| peer.tx_bytes),
         notice: None,
+        untrusted_key: None,
         degraded: None,
     }
 }

@@ -1,7 +1,12 @@
 //! Where a reconcile leaves what outlives it: a seam, so that the reconcile itself touches no file.
 
-use warren_core::consts::{NODE_FILE, VIEW_FILE};
-use warren_core::files::{NodeFile, SavedView};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use warren_core::consts::{NODE_FILE, TRUSTED_DIR, VIEW_FILE};
+use warren_core::files::{NodeFile, SavedView, TRUSTED_SUFFIX};
+use warren_core::{NodeName, Pinning};
+use warren_keyring::PublicKey;
 
 use crate::cni_chain::Prober;
 use crate::config::Config;
@@ -10,6 +15,8 @@ use crate::{cni_config, files};
 
 /// The agent's own files are nobody else's matter.
 const FILE_MODE: u32 = 0o600;
+/// Longer than any key in JSON, in bytes.
+const MAX_TRUSTED_LEN: u64 = 1024;
 
 /// What the reconcile needs of a disk.
 pub trait Store {
@@ -30,6 +37,14 @@ pub trait Store {
     /// # Errors
     /// [`FileError`].
     fn install_cni(&mut self) -> Result<bool, FileError>;
+
+    /// The keys that an operator trusts on this node, where keys are pinned.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    fn trusted_keys(&mut self) -> Result<BTreeMap<NodeName, PublicKey>, FileError> {
+        Ok(BTreeMap::new())
+    }
 }
 
 /// The files of the configuration's directories.
@@ -62,4 +77,27 @@ impl Store for Disk {
             None => Ok(false),
         }
     }
+
+    fn trusted_keys(&mut self) -> Result<BTreeMap<NodeName, PublicKey>, FileError> {
+        match self.config.pinning {
+            Pinning::Warn => Ok(BTreeMap::new()),
+            Pinning::Strict => read_trusted(&self.config.state_dir.join(TRUSTED_DIR)),
+        }
+    }
+}
+
+/// Whatever has no node's name is none of it, such as a file that is being written.
+fn read_trusted(dir: &Path) -> Result<BTreeMap<NodeName, PublicKey>, FileError> {
+    let mut out = BTreeMap::new();
+    for path in files::list(dir)? {
+        let node = path.file_name().and_then(|name| name.to_str());
+        let node = node.and_then(|name| name.strip_suffix(TRUSTED_SUFFIX));
+        let Some(Ok(node)) = node.map(NodeName::new) else {
+            continue;
+        };
+        if let Some(key) = files::read_json(&path, MAX_TRUSTED_LEN)? {
+            out.insert(node, key);
+        }
+    }
+    Ok(out)
 }

@@ -7,8 +7,10 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use warren_agent::config::{
-    Config, ConfigError, Default as SettingDefault, Loaded, LogFormat, SETTINGS, Source, load,
+    Config, ConfigError, Default as SettingDefault, Loaded, LogFormat, RegistryKind, SETTINGS,
+    Source, Surroundings, load,
 };
+use warren_core::Pinning;
 
 /// What every configuration needs.
 const REQUIRED: &[(&str, &str)] = &[
@@ -20,6 +22,8 @@ const REQUIRED: &[(&str, &str)] = &[
 const OTHER: &[(&str, &str)] = &[
     ("node-name", "other.example"),
     ("registry", "file"),
+    ("kubeconfig", "/srv/kubeconfig"),
+    ("pinning", "strict"),
     ("registry-dir", "/srv/nodes"),
     ("cluster-cidrs", "10.0.0.0/8"),
     ("reserved-cidrs", "10.96.0.0/12"),
@@ -45,7 +49,9 @@ const OTHER: &[(&str, &str)] = &[
 /// Values that are refused, and what the error must say besides key, value and source.
 const REFUSED: &[(&str, &str, &str)] = &[
     ("node-name", "Node_1", "DNS subdomain"),
-    ("registry", "kubernetes", "allowed: file"),
+    ("registry", "etcd", "allowed: kubernetes or file"),
+    ("kubeconfig", "kubeconfig", "absolute path, or nothing"),
+    ("pinning", "loose", "warn or strict"),
     ("registry-dir", "nodes", "absolute path"),
     ("cluster-cidrs", "10.244.0.1/16", "host bits"),
     ("cluster-cidrs", "10.0.0.0/8,10.1.0.0/16", "overlaps"),
@@ -98,7 +104,14 @@ fn try_load(
         .iter()
         .map(|(key, value)| (variable(key).into(), (*value).into()))
         .collect();
-    load(args, &env, "Host-1")
+    load(args, &env, &surroundings())
+}
+
+fn surroundings() -> Surroundings {
+    Surroundings {
+        hostname: "Host-1".into(),
+        service_account: false,
+    }
 }
 
 fn variable(key: &str) -> String {
@@ -276,6 +289,52 @@ fn a_missing_setting_is_named_with_all_its_spellings() {
         for part in [key, &variable(key), &format!("--{key}"), "config file"] {
             assert!(error.contains(part), "{part} in {error}");
         }
+    }
+}
+
+/// As in a pod of a DaemonSet, or with something of it missing.
+fn in_pod(
+    service_account: bool,
+    env: &[(&str, &str)],
+    flags: &[&str],
+) -> Result<Loaded, ConfigError> {
+    let args = ["warren-agent", "--cluster-cidrs=10.244.0.0/16"];
+    let args = args.iter().chain(flags).map(OsString::from);
+    let env = env.iter().map(|(key, value)| (key.into(), value.into()));
+    let surroundings = Surroundings {
+        service_account,
+        ..surroundings()
+    };
+    load(args, &env.collect(), &surroundings)
+}
+
+#[test]
+fn in_a_cluster_the_registry_is_kubernetes_and_the_node_tells_its_own_ranges() {
+    let env = [
+        ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
+        ("NODE_NAME", "node-7"),
+    ];
+    let config = in_pod(true, &env, &[]).unwrap().config;
+    assert_eq!(config.registry, RegistryKind::Kubernetes);
+    assert_eq!(config.node_name.as_str(), "node-7");
+    assert!(config.pod_cidrs.is_empty() && config.kubeconfig.is_none());
+    assert_eq!(config.pinning, Pinning::Warn);
+    let named = in_pod(true, &env, &["--node-name=node-8"]).unwrap().config;
+    assert_eq!(named.node_name.as_str(), "node-8");
+    for (service_account, env) in [(false, &env[..]), (true, &env[1..])] {
+        let error = in_pod(service_account, env, &[]).unwrap_err().to_string();
+        assert!(error.contains("pod-cidrs is missing"), "{error}");
+        let file = in_pod(service_account, env, &["--pod-cidrs=10.244.1.0/24"]);
+        assert_eq!(file.unwrap().config.registry, RegistryKind::File);
+    }
+}
+
+#[test]
+fn ranges_of_a_nodes_own_are_refused_where_its_node_object_tells_them() {
+    let flags = ["--registry=kubernetes", "--pod-cidrs=10.244.1.0/24"];
+    let error = in_pod(false, &[], &flags).unwrap_err().to_string();
+    for part in ["pod-cidrs", "10.244.1.0/24", "flag", "spec.podCIDRs"] {
+        assert!(error.contains(part), "{part} in {error}");
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-use warren_agent::config::{Config, load};
+use warren_agent::config::{Config, Surroundings, load};
 use warren_agent::dataplane::{DataPlane, DataPlaneError, DeviceState};
 use warren_agent::host::{Host, HostError, Underlay, UnderlayQuery};
 use warren_agent::reconcile::{Reconciler, Touched};
@@ -246,9 +246,13 @@ fn config(dir: &Path) -> Config {
         format!("--cni-conf-dir={}", dir.join("cni").display()),
     ];
     std::fs::create_dir_all(dir.join("state")).unwrap();
-    load(args.map(OsString::from), &BTreeMap::new(), "")
-        .unwrap()
-        .config
+    load(
+        args.map(OsString::from),
+        &BTreeMap::new(),
+        &Surroundings::default(),
+    )
+    .unwrap()
+    .config
 }
 
 fn peer(number: u8) -> (NodeView, PublicKey) {

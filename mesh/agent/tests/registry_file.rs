@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use registry_suite::{Backend, Follower, own_record, view};
-use warren_agent::registry::{FileRegistry, NodeRegistry};
+use warren_agent::registry::{FileRegistry, NodeRegistry, OwnRecord};
 use warren_core::{NodeName, NodeView};
 
 /// A directory that can be moved away.
@@ -28,7 +28,21 @@ impl Directory {
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.path().join(format!("{name}.json"))
+        self.present().join(format!("{name}.json"))
+    }
+
+    fn registry(&self, own: &str, last: &[NodeView]) -> FileRegistry {
+        FileRegistry::new(self.path(), NodeName::new(own).unwrap(), last)
+    }
+
+    /// Where the nodes are now.
+    fn present(&self) -> PathBuf {
+        let path = self.path();
+        if path.exists() {
+            path
+        } else {
+            self.root.path().join("away")
+        }
     }
 
     /// Writes as an editor without manners does: in place.
@@ -40,12 +54,15 @@ impl Directory {
 impl Backend for Directory {
     type Registry = FileRegistry;
 
-    fn open(&self, own: &str, last: &[NodeView]) -> FileRegistry {
-        FileRegistry::new(self.path(), NodeName::new(own).unwrap(), last)
+    async fn open(&self, own: &str, last: &[NodeView]) -> FileRegistry {
+        self.registry(own, last)
     }
 
-    fn put(&self, view: &NodeView) {
+    fn admit(&self, _: &OwnRecord) {}
+
+    fn put(&self, view: &NodeView) -> NodeView {
         self.write(&view.name, &serde_json::to_string(view).unwrap());
+        view.clone()
     }
 
     fn remove(&self, name: &str) {
@@ -55,6 +72,12 @@ impl Backend for Directory {
     fn get(&self, name: &str) -> Option<NodeView> {
         let text = std::fs::read(self.file(name)).ok()?;
         Some(serde_json::from_slice(&text).unwrap())
+    }
+
+    fn stamp(&self, name: &str) -> String {
+        use std::os::unix::fs::MetadataExt;
+        let meta = std::fs::metadata(self.file(name)).unwrap();
+        format!("{} {} {}", meta.ino(), meta.ctime(), meta.ctime_nsec())
     }
 
     fn take_away(&self) {
@@ -67,7 +90,7 @@ impl Backend for Directory {
 }
 
 async fn synced(directory: &Directory) -> Follower<FileRegistry> {
-    let mut follower = Follower::new(directory.open("node-1", &[]));
+    let mut follower = Follower::new(directory.registry("node-1", &[]));
     follower.until("synced", |f| f.synced).await;
     follower
 }
@@ -217,7 +240,7 @@ async fn an_empty_directory_in_place_of_the_mounted_one_takes_nobody_away() {
 #[tokio::test]
 async fn an_empty_directory_at_start_is_not_believed_over_the_saved_view() {
     let directory = Directory::new();
-    let mut follower = Follower::new(directory.open("node-1", &[view("node-2", "b")]));
+    let mut follower = Follower::new(directory.registry("node-1", &[view("node-2", "b")]));
     follower.until("trouble", |f| !f.troubles.is_empty()).await;
     assert!(!follower.synced);
 }
@@ -228,7 +251,7 @@ async fn the_saved_view_stands_in_for_a_damaged_file_at_start() {
     directory.write("node-2", "{");
     directory.put(&view("node-3", "c"));
     let last = [view("node-2", "b"), view("node-4", "d")];
-    let mut follower = Follower::new(directory.open("node-1", &last));
+    let mut follower = Follower::new(directory.registry("node-1", &last));
     follower
         .until("synced", |f| f.synced && !f.troubles.is_empty())
         .await;
@@ -263,7 +286,7 @@ async fn publishing_over_a_damaged_file_keeps_what_was_last_read_of_it() {
 async fn publishing_leaves_no_other_file_and_keeps_fields_that_it_does_not_know() {
     let directory = Directory::new();
     directory.write("node-1", r#"{"name":"node-1","uid":"own-uid","rack":"r7"}"#);
-    let mut registry = directory.open("node-1", &[]);
+    let mut registry = directory.registry("node-1", &[]);
     registry.publish(&own_record("node-1")).await.unwrap();
     let stored: serde_json::Value =
         serde_json::from_slice(&std::fs::read(directory.file("node-1")).unwrap()).unwrap();
@@ -278,7 +301,10 @@ async fn publishing_leaves_no_other_file_and_keeps_fields_that_it_does_not_know(
 #[tokio::test]
 async fn two_machines_of_one_name_do_not_fight_over_its_file() {
     let directory = Directory::new();
-    let (mut first, mut second) = (directory.open("node-1", &[]), directory.open("node-1", &[]));
+    let (mut first, mut second) = (
+        directory.registry("node-1", &[]),
+        directory.registry("node-1", &[]),
+    );
     first.publish(&own_record("node-1")).await.unwrap();
     let mut other = own_record("node-1");
     other.uid = warren_core::NodeUid("other-machine".into());
@@ -314,7 +340,7 @@ async fn a_directory_that_cannot_be_written_is_an_error_that_names_it() {
 async fn a_record_that_cannot_be_written_is_tried_again_ever_less_often_and_at_once_when_it_changes()
  {
     let directory = Directory::new();
-    let mut registry = directory.open("node-1", &[]);
+    let mut registry = directory.registry("node-1", &[]);
     directory.take_away();
     let mut own = own_record("node-1");
     let first = registry.publish(&own).await.unwrap_err().to_string();

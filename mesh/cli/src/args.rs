@@ -29,6 +29,9 @@ pub enum Command {
     /// Check this node as an operator would, and say what to do
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArgs),
+    /// Let a peer change to the key that it publishes, where keys are pinned
+    #[command(after_help = TRUST_HELP)]
+    Trust(TrustArgs),
     /// Take all that is Warren's off this node, and nothing else
     #[command(after_help = UNINSTALL_HELP)]
     Uninstall(UninstallArgs),
@@ -74,6 +77,29 @@ The agent's configuration file, the programs, and kernel settings stay; the sett
 
 Exit code: 0 when nothing of Warren's is left; 1 when something is in the way or could not be removed;
 2 for wrong usage.";
+
+const TRUST_HELP: &str = "\
+With `pinning: strict` a node that publishes another key than the one it was first seen with keeps the
+old one here, and traffic with it stops once the old key is gone. Compare the new key with what
+`warren status` prints on that node before you trust it. Each node pins for itself: run this on each.
+
+Exit code: 0 the peer has changed to the key; 1 nothing is to be trusted, or the key could not be
+written or was not taken; 2 for wrong usage.";
+
+/// Arguments of `warren trust`.
+#[derive(Clone, Debug, Args)]
+pub struct TrustArgs {
+    /// The peer's name
+    pub node: String,
+    /// The key that it must be; without it, whichever it publishes now
+    pub public_key: Option<String>,
+    /// Directory of Warren's state, which only root may write
+    #[arg(long, env = "WARREN_STATE_DIR", default_value = consts::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Where the sockets are.
+    #[command(flatten)]
+    pub directories: Directories,
+}
 
 /// Arguments of `warren uninstall`.
 #[derive(Debug, Args)]

@@ -1,12 +1,12 @@
-//! The command for people: `warren show`, `warren status`, `warren pods`, `warren doctor` and
-//! `warren uninstall`.
+//! The command for people: `warren show`, `warren status`, `warren pods`, `warren doctor`,
+//! `warren trust` and `warren uninstall`.
 //!
 //! Job: read the sockets that the tunnel and the agent offer ([`sources`]), and print what they
 //! say: as `wg show` does ([`show`]), or as a page about the node and its peers ([`status`]); read
-//! which pods have which addresses, and which nothing owns ([`pods`]); and check the node as an
-//! operator would ([`doctor`]).
+//! which pods have which addresses, and which nothing owns ([`pods`]); check the node as an operator
+//! would ([`doctor`]); and let a peer change its pinned key ([`trust`]).
 //!
-//! But for [`uninstall`] it refuses to change anything: it writes to no file, sends the daemons nothing
+//! But for [`uninstall`] and [`trust`] it refuses to change anything: it writes to no file, sends the daemons nothing
 //! but `get=1`, and does not remove dead sockets as `wg` does. Text that came from other nodes is cleaned of control
 //! characters before it reaches a terminal ([`text::clean`]). The clock and the environment are
 //! handed in ([`Environment`]), so that all output can be tested.
@@ -29,6 +29,7 @@ pub mod socket;
 pub mod sources;
 pub mod status;
 pub mod text;
+pub mod trust;
 pub mod uninstall;
 
 pub use args::Cli;
@@ -41,6 +42,7 @@ pub fn run(cli: &Cli, environment: &Environment) -> Outcome {
         args::Command::Show(args) => show::run(args, environment),
         args::Command::Status(args) => status::run(args, environment),
         args::Command::Doctor(args) => doctor::run(args, environment),
+        args::Command::Trust(args) => trust::run(args),
         args::Command::Uninstall(args) => uninstall::run(args),
     }
 }

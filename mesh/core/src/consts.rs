@@ -53,6 +53,10 @@ pub const TUNNEL_SOCKET: &str = "tunnel.sock";
 pub const NODE_FILE: &str = "node.json";
 /// The agent's last full view, in the state directory.
 pub const VIEW_FILE: &str = "view.json";
+/// The names of the Kubernetes Events that the agent has written, in the state directory.
+pub const EVENTS_FILE: &str = "events.json";
+/// Directory of the keys that an operator trusts while keys are pinned, in the state directory.
+pub const TRUSTED_DIR: &str = "trusted-keys";
 
 /// The smallest MTU that IPv6 works with (RFC 8200, section 5); the kernel drops a link's IPv6
 /// addresses below it.

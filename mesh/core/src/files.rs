@@ -47,6 +47,10 @@ pub struct NodeFile {
     pub mtu_bytes: u32,
 }
 
+/// How the name of a trusted key's document ends: `<node>.json` in the directory of trusted keys
+/// (0700) is the key in base64, as JSON text (0600), written by `warren trust`.
+pub const TRUSTED_SUFFIX: &str = ".json";
+
 /// Directory of the address stores (`<network>.json`, 0600), in the state directory.
 pub const IPAM_DIR: &str = "ipam";
 /// How the name of an address store's document ends.

@@ -1,6 +1,6 @@
 //! The pure core of Warren: what every program of it must agree on, without I/O.
 //!
-//! Job: believe or refuse nodes ([`node`], [`reject`]), plan this node's network from them
+//! Job: believe or refuse nodes ([`node`], [`kubernetes`], [`reject`]), plan this node's network from them
 //! ([`mod@plan`], [`planner`]), tell what must change ([`state`], [`mod@diff`]), find the owner of an
 //! address ([`allowed_ips`]), read and write the texts that the programs exchange ([`uapi`],
 //! [`status`], [`files`], [`peer_path`]), and say why a pair of nodes suffers ([`degraded`]).
@@ -23,6 +23,7 @@ pub mod degraded;
 pub mod diff;
 pub mod endpoint;
 pub mod files;
+pub mod kubernetes;
 pub mod mtu;
 pub mod node;
 pub mod peer_path;
@@ -37,7 +38,7 @@ pub use allowed_ips::AllowedIps;
 pub use diff::{Removals, diff};
 pub use endpoint::Endpoints;
 pub use node::{MeshRanges, NodeName, NodeRecord, NodeUid, NodeView};
-pub use plan::{LocalNode, Plan, PlanInput, Settings, plan};
+pub use plan::{KeyChange, LocalNode, Pinning, Plan, PlanInput, Settings, plan};
 pub use planner::{Planner, RegistryEvent};
 pub use reject::{NodeNotice, NodeReject};
 pub use state::{Change, DesiredState, ObservedState};

@@ -223,7 +223,14 @@ pub fn parse_pod_cidr(text: &str) -> Result<IpNet, NodeReject> {
     Ok(net)
 }
 
-fn parse_pod_cidrs(texts: &[String], ranges: &MeshRanges) -> Result<BTreeSet<IpNet>, NodeReject> {
+/// Checks a node's podCIDRs.
+///
+/// # Errors
+/// The first [`NodeReject`] met; none at all is [`NodeReject::NoPodCidr`].
+pub fn parse_pod_cidrs(
+    texts: &[String],
+    ranges: &MeshRanges,
+) -> Result<BTreeSet<IpNet>, NodeReject> {
     if texts.is_empty() {
         return Err(NodeReject::NoPodCidr);
     }
@@ -261,7 +268,11 @@ pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }
 
-fn parse_addresses(texts: &[String], ranges: &MeshRanges) -> Result<Vec<IpAddr>, NodeReject> {
+/// Checks a node's addresses; each is there once in the result, in the given order.
+///
+/// # Errors
+/// The first [`NodeReject`] met.
+pub fn parse_addresses(texts: &[String], ranges: &MeshRanges) -> Result<Vec<IpAddr>, NodeReject> {
     if texts.len() > MAX_ADDRESSES {
         return Err(NodeReject::TooManyAddresses {
             count: texts.len(),

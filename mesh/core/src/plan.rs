@@ -31,6 +31,27 @@ pub struct Settings {
     pub persistent_keepalive: u16,
     /// The tunnel's MTU in bytes if it is not to be found out.
     pub mtu_bytes: Option<u32>,
+    /// What becomes of a known node's changed key. Default: [`Pinning::Warn`].
+    pub pinning: Pinning,
+}
+
+/// What becomes of a changed key of a node that is known with another one, its uid being the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pinning {
+    /// It is believed, and people are told.
+    #[default]
+    Warn,
+    /// The old key is kept until an operator trusts the new one.
+    Strict,
+}
+
+/// A known node's change of key that was believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyChange {
+    /// The key before.
+    pub old: PublicKey,
+    /// The key now.
+    pub new: PublicKey,
 }
 
 impl Settings {
@@ -46,6 +67,7 @@ impl Settings {
             masquerade: true,
             persistent_keepalive: 0,
             mtu_bytes: None,
+            pinning: Pinning::Warn,
         }
     }
 }
@@ -109,8 +131,10 @@ pub struct Plan {
     pub accepted: BTreeMap<NodeName, PlannedNode>,
     /// The nodes that are not, by the name in the registry.
     pub rejects: BTreeMap<String, NodeReject>,
-    /// Claims of accepted nodes that were not granted.
+    /// What of accepted nodes was not believed.
     pub notices: BTreeMap<NodeName, NodeNotice>,
+    /// The accepted nodes that had another key in the last accepted view.
+    pub key_changes: BTreeMap<NodeName, KeyChange>,
     /// Why the other nodes refuse this one: another node has what this one claims, and this one did
     /// not hold it in the last accepted view. With another node's key it has no peers at all.
     pub own_reject: Option<NodeReject>,
@@ -155,7 +179,12 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
             continue;
         }
         match NodeRecord::parse(view, &settings.ranges) {
-            Ok(record) => drop(records.insert(record.name.clone(), record)),
+            Ok(mut record) => {
+                if settings.pinning == Pinning::Strict {
+                    hold_key(&mut record, input.incumbents, &mut out.notices);
+                }
+                records.insert(record.name.clone(), record);
+            }
             Err(reject) => drop(out.rejects.insert(name.clone(), reject)),
         }
     }
@@ -213,7 +242,12 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
             continue;
         }
         if let Some(notice) = verdict.notices.get(&name) {
-            out.notices.insert(name.clone(), notice.clone());
+            let notices = out.notices.entry(name.clone());
+            notices.or_insert_with(|| notice.clone());
+        }
+        if let Some(old) = other_key(&record, input.incumbents) {
+            let new = record.public_key;
+            out.key_changes.insert(name.clone(), KeyChange { old, new });
         }
         out.accepted.insert(
             name,
@@ -225,6 +259,8 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
             },
         );
     }
+    out.notices
+        .retain(|name, _| out.accepted.contains_key(name));
     out.desired = desired(settings, local, &out.accepted);
     held.extend(refused_incumbents(
         &claimants,
@@ -236,6 +272,34 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
         refuse_address(&mut out.desired, local, address);
     }
     out
+}
+
+/// The key that a node was accepted with last in this life of it, if it now has another one.
+fn other_key(
+    record: &NodeRecord,
+    incumbents: &BTreeMap<NodeName, NodeRecord>,
+) -> Option<PublicKey> {
+    let before = incumbents.get(&record.name)?;
+    let changed = before.uid == record.uid && before.public_key != record.public_key;
+    changed.then_some(before.public_key)
+}
+
+/// Keeps the key that a known node was accepted with last.
+fn hold_key(
+    record: &mut NodeRecord,
+    incumbents: &BTreeMap<NodeName, NodeRecord>,
+    notices: &mut BTreeMap<NodeName, NodeNotice>,
+) {
+    if let Some(held) = other_key(record, incumbents) {
+        let published = std::mem::replace(&mut record.public_key, held);
+        let node = record.name.clone();
+        let notice = NodeNotice::KeyHeld {
+            node: node.clone(),
+            held,
+            published,
+        };
+        notices.insert(node, notice);
+    }
 }
 
 /// The addresses of incumbents that are not planned with for the moment. Only what is outside the

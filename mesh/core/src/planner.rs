@@ -15,6 +15,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use warren_keyring::PublicKey;
+
+use crate::consts::annotation;
 use crate::diff::Removals;
 use crate::files::SavedView;
 use crate::node::{NodeName, NodeRecord, NodeUid, NodeView, overlap};
@@ -105,6 +108,29 @@ impl Planner {
     pub fn handle_path_mtu(&mut self, path_mtu: BTreeMap<IpAddr, u32>) {
         self.dirty |= self.path_mtu != path_mtu;
         self.path_mtu = path_mtu;
+    }
+
+    /// Takes in that an operator trusts this key of a node, and returns whether that changes
+    /// anything: the node is known with another key, publishes this one, and no other node has it.
+    pub fn handle_trust(&mut self, name: &NodeName, public_key: PublicKey) -> bool {
+        let view = self.views.get(name.as_str());
+        let published = view.and_then(|view| view.annotations.get(annotation::PUBLIC_KEY));
+        let published = published.and_then(|text| PublicKey::from_base64(text).ok());
+        let is_known = self.incumbents.values().any(|r| r.public_key == public_key);
+        let known = self.incumbents.get_mut(name);
+        match known {
+            Some(known) if published == Some(public_key) && !is_known => {
+                known.public_key = public_key;
+                self.note_change(true);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The uid of the node's life that the registry tells of.
+    pub fn uid_of(&self, name: &str) -> Option<&NodeUid> {
+        self.views.get(name).map(|view| &view.uid)
     }
 
     /// The plan for what is known now. Records that it accepts are the incumbents from here on;

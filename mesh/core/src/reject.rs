@@ -188,7 +188,7 @@ impl NodeReject {
     }
 }
 
-/// A claim of an accepted node that was not granted: the node works, that address does not.
+/// What of an accepted node was not believed: the node works, that address or key does not.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NodeNotice {
     /// The address belongs to another node; pods reach it as they reach the outside.
@@ -201,6 +201,29 @@ pub enum NodeNotice {
         /// The other node.
         with: NodeName,
     },
+    /// The node publishes another key than the one it was first seen with, and keys are pinned.
+    #[error(
+        "publishes another public key, {published}; {held} is kept until `warren trust {node}` is \
+         run on this node"
+    )]
+    KeyHeld {
+        /// The node.
+        node: NodeName,
+        /// The key that is kept.
+        held: PublicKey,
+        /// The key that it publishes.
+        published: PublicKey,
+    },
+}
+
+impl NodeNotice {
+    /// A short, stable word, in the manner of Kubernetes reasons.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::AddressConflict { .. } => "AddressConflict",
+            Self::KeyHeld { .. } => "PublicKeyHeld",
+        }
+    }
 }
 
 /// Cuts text that comes from outside to what fits a line of status.

@@ -136,8 +136,11 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent to it.
     pub tx_bytes: u64,
-    /// A claim of it that was not granted.
+    /// What of it was not believed.
     pub notice: Option<String>,
+    /// The key that it publishes and that is not trusted here, while another one is pinned.
+    #[serde(default)]
+    pub untrusted_key: Option<PublicKey>,
     /// Why traffic with it suffers, when its state is degraded.
     #[serde(default)]
     pub degraded: Option<DegradedStatus>,

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use crate::programs::program;
 
 /// The API server's port.
 const PORT: u16 = 6443;
+/// Where etcd listens.
+const ETCD: &str = "127.0.0.1:2379";
 /// How long the control plane may take to come up; CI machines are slow and shared.
 const UP_LIMIT: Duration = Duration::from_secs(120);
 
@@ -131,10 +134,12 @@ impl ControlPlane {
 
     /// The URL by which other hosts reach it.
     pub fn url(&self) -> String {
-        format!(
-            "https://{}",
-            SocketAddr::new(self.options.addresses[0], PORT)
-        )
+        format!("https://{}", self.address())
+    }
+
+    /// Where it listens, as its own host sees it.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.options.addresses[0], PORT)
     }
 
     /// The certificate of its authority in PEM.
@@ -147,8 +152,22 @@ impl ControlPlane {
     /// # Errors
     /// The file's.
     pub fn write_kubeconfig(&self, name: &str, token: &str) -> Result<PathBuf> {
+        self.write_kubeconfig_by(name, token, self.address())
+    }
+
+    /// As [`ControlPlane::write_kubeconfig`], by another way to the API server, whose certificate is
+    /// good for `address`.
+    ///
+    /// # Errors
+    /// The file's.
+    pub fn write_kubeconfig_by(
+        &self,
+        name: &str,
+        token: &str,
+        address: SocketAddr,
+    ) -> Result<PathBuf> {
         let path = self.directory.join(format!("{name}.kubeconfig"));
-        let kubeconfig = self.kubeconfig(&serde_json::json!({ "token": token }));
+        let kubeconfig = self.kubeconfig(&serde_json::json!({ "token": token }), address);
         fs::write(&path, kubeconfig.to_string())
             .with_context(|| format!("write {}", path.display()))?;
         Ok(path)
@@ -177,7 +196,7 @@ impl ControlPlane {
     /// # Errors
     /// Those of the configuration.
     pub async fn client_of(&self, user: serde_json::Value) -> Result<kube::Client> {
-        let kubeconfig: Kubeconfig = serde_json::from_value(self.kubeconfig(&user))?;
+        let kubeconfig: Kubeconfig = serde_json::from_value(self.kubeconfig(&user, self.address()))?;
         let config =
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         Ok(kube::Client::try_from(config)?)
@@ -207,6 +226,65 @@ impl ControlPlane {
         }
     }
 
+    /// Makes etcd forget all history before a resourceVersion: an API server that starts after this
+    /// answers a watch from an older one with 410 Gone.
+    ///
+    /// # Errors
+    /// What etcd answers.
+    pub fn compact(&self, version: &str) -> Result<()> {
+        let body = serde_json::json!({"revision": version, "physical": true}).to_string();
+        let answer = self.host.in_netns(|| -> Result<String> {
+            let mut stream = TcpStream::connect(ETCD).context("connect to etcd")?;
+            let length = body.len();
+            write!(
+                stream,
+                "POST /v3/kv/compaction HTTP/1.0\r\nHost: etcd\r\nContent-Length: {length}\r\n\r\n{body}"
+            )?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })??;
+        let ok = answer
+            .lines()
+            .next()
+            .is_some_and(|line| line.contains(" 200 "));
+        anyhow::ensure!(ok, "compact etcd: {answer}");
+        Ok(())
+    }
+
+    /// Keeps a copy of etcd's data as it is now, to be put back by [`ControlPlane::restore`]. All is
+    /// stopped meanwhile.
+    ///
+    /// # Errors
+    /// What did not start again, and the files'.
+    pub fn snapshot(&mut self) -> Result<()> {
+        self.stop();
+        self.copy_data("etcd", "etcd.snapshot")?;
+        self.resume()
+    }
+
+    /// Puts the data of the last [`ControlPlane::snapshot`] back, as an operator does after a loss;
+    /// all is started anew.
+    ///
+    /// # Errors
+    /// What did not start again, and the files'.
+    pub fn restore(&mut self) -> Result<()> {
+        self.stop();
+        self.copy_data("etcd.snapshot", "etcd")?;
+        self.resume()
+    }
+
+    fn copy_data(&self, from: &str, to: &str) -> Result<()> {
+        let to = self.directory.join(to);
+        if to.exists() {
+            fs::remove_dir_all(&to).with_context(|| format!("remove {}", to.display()))?;
+        }
+        let from = self.directory.join(from);
+        let (from, to) = (from.display().to_string(), to.display().to_string());
+        self.host.run(&["cp", "-a", &from, &to])?;
+        Ok(())
+    }
+
     /// Starts what is stopped, and waits for it.
     ///
     /// # Errors
@@ -224,12 +302,12 @@ impl ControlPlane {
         Ok(())
     }
 
-    fn kubeconfig(&self, user: &serde_json::Value) -> serde_json::Value {
+    fn kubeconfig(&self, user: &serde_json::Value, address: SocketAddr) -> serde_json::Value {
         serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "lab", "cluster": {
-                "server": self.url(),
+                "server": format!("https://{address}"),
                 "certificate-authority": self.directory.join("ca.crt"),
             }}],
             "users": [{"name": "user", "user": user}],

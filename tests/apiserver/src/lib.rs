@@ -11,6 +11,7 @@ mod client;
 mod control_plane;
 mod manifests;
 mod programs;
+mod proxy;
 mod tokens;
 mod write;
 
@@ -18,5 +19,6 @@ pub use client::{Identity, block_on};
 pub use control_plane::{ControlPlane, Options};
 pub use manifests::{apply, apply_shipped, rendered, set_policies_in_force};
 pub use programs::{program, skip_reason};
+pub use proxy::Proxy;
 pub use tokens::{AGENT, Binding, agent_pod, secret_token, token};
 pub use write::{Form, Outcome, send, write};

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use warren_agent::cni_chain::Prober;
 use warren_agent::cni_config::document;
-use warren_agent::config::load;
+use warren_agent::config::{Surroundings, load};
 use warren_cni_suite::{World, skip, tools, world};
 
 /// How long a busy machine may take for a container.
@@ -127,7 +127,12 @@ fn conflist(world: &World) -> Value {
         format!("--run-dir={}", world.run_dir().display()),
         format!("--cni-bin-dir={}", bin.display()),
     ];
-    let loaded = load(args.map(OsString::from), &BTreeMap::new(), "").unwrap();
+    let loaded = load(
+        args.map(OsString::from),
+        &BTreeMap::new(),
+        &Surroundings::default(),
+    )
+    .unwrap();
     document(&loaded.config, &Prober::new(Some(bin)).chain())
 }
 

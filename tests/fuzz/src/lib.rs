@@ -1,5 +1,7 @@
 //! What the fuzz targets share: an engine with a live session to a peer that seals anything.
 
+pub mod mesh;
+
 use std::net::SocketAddr;
 
 use boringtun::noise::{Tunn, TunnResult};

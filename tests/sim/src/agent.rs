@@ -376,6 +376,8 @@ pub fn config(machine: &Machine) -> Config {
         masquerade: true,
         persistent_keepalive: 0,
         mtu_bytes: None,
+        kubeconfig: None,
+        pinning: warren_core::Pinning::Warn,
         state_dir: "/simulated".into(),
         run_dir: "/simulated".into(),
         uapi_dir: "/simulated".into(),

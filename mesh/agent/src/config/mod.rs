@@ -18,9 +18,9 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use thiserror::Error;
-use warren_core::{Endpoints, MeshRanges, NodeName, Settings};
+use warren_core::{Endpoints, MeshRanges, NodeName, Pinning, Settings};
 
-pub use source::{Loaded, Source, command, load};
+pub use source::{Loaded, Source, Surroundings, command, load};
 pub use table::{Default, SETTINGS, Setting};
 
 /// Why the configuration was refused.
@@ -87,6 +87,8 @@ pub enum ConfigError {
 /// Which registry tells of the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegistryKind {
+    /// The Node objects of a Kubernetes API server.
+    Kubernetes,
     /// A directory of one file a node.
     File,
 }
@@ -103,15 +105,19 @@ pub enum LogFormat {
 /// The configuration, every value checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// This node's name. Default: the host's name in lower case.
+    /// This node's name. Default: `NODE_NAME` of the environment, else the host's name in lower case.
     pub node_name: NodeName,
-    /// Which registry tells of the nodes. Default: `file`.
+    /// Which registry tells of the nodes. Default: `kubernetes` in a cluster, else `file`.
     pub registry: RegistryKind,
+    /// Whom to ask for the Nodes, and as whom; `None` means the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// What becomes of a known node's changed key.
+    pub pinning: Pinning,
     /// The directory of the file registry.
     pub registry_dir: PathBuf,
     /// The cluster's pod ranges.
     pub cluster_cidrs: BTreeSet<IpNet>,
-    /// This node's pod ranges, inside the cluster's.
+    /// This node's pod ranges, inside the cluster's; empty where its Node object tells them.
     pub pod_cidrs: BTreeSet<IpNet>,
     /// This node's addresses; empty means the source addresses of the default routes.
     pub node_addresses: Vec<IpAddr>,
@@ -162,6 +168,7 @@ impl Config {
             masquerade: self.masquerade,
             persistent_keepalive: self.persistent_keepalive,
             mtu_bytes: self.mtu_bytes,
+            pinning: self.pinning,
         }
     }
 }

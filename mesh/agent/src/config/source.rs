@@ -9,7 +9,7 @@ use clap::{Arg, ArgMatches, Command};
 use warren_core::NodeName;
 
 use super::table::{Default, Parse, blank};
-use super::{Config, ConfigError, SETTINGS, Setting};
+use super::{Config, ConfigError, RegistryKind, SETTINGS, Setting};
 
 /// The environment variable that names the file.
 const CONFIG_ENV: &str = "WARREN_CONFIG";
@@ -92,6 +92,7 @@ pub fn command() -> Command {
     let args = SETTINGS.iter().map(|setting| {
         let default = match setting.default {
             Default::Required => "required".to_owned(),
+            Default::RequiredByFiles => "required with registry=file".to_owned(),
             Default::Text("") => "default: none".to_owned(),
             Default::Text(text) | Default::Found(text) => format!("default: {text}"),
         };
@@ -115,8 +116,17 @@ pub fn command() -> Command {
         .args(args)
 }
 
+/// What the defaults depend on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The host's name.
+    pub hostname: String,
+    /// Whether the process has a Kubernetes service account's token.
+    pub service_account: bool,
+}
+
 /// Puts the configuration together from the command line (the program's name first), the
-/// environment, the file that either names, and the host's name.
+/// environment, the file that either names, and the surroundings.
 ///
 /// # Errors
 /// [`ConfigError::CommandLine`] also for `--help` and `--version`, whose text it holds; the others
@@ -124,7 +134,7 @@ pub fn command() -> Command {
 pub fn load(
     args: impl IntoIterator<Item = OsString>,
     env: &BTreeMap<OsString, OsString>,
-    hostname: &str,
+    surroundings: &Surroundings,
 ) -> Result<Loaded, ConfigError> {
     let matches = command().try_get_matches_from(args).map_err(Box::new)?;
     let path = matches.get_one::<String>("config").map(PathBuf::from);
@@ -146,14 +156,18 @@ pub fn load(
             Some(found) => found,
             None => match setting.default {
                 Default::Text(text) => (Given::one(text), Source::Default),
-                Default::Found(_) if setting.key == "node-name" => {
-                    (Given::one(hostname.to_lowercase()), Source::Default)
-                }
-                Default::Found(_) => {
+                Default::Found(_) => match found(setting.key, env, surroundings) {
+                    Some(text) => (Given::one(text), Source::Default),
+                    None => {
+                        sources.insert(setting.key, Source::Default);
+                        continue;
+                    }
+                },
+                Default::RequiredByFiles if config.registry != RegistryKind::File => {
                     sources.insert(setting.key, Source::Default);
                     continue;
                 }
-                Default::Required => {
+                Default::Required | Default::RequiredByFiles => {
                     let (key, allowed) = (setting.key, setting.allowed);
                     return Err(ConfigError::Missing {
                         key,
@@ -171,6 +185,28 @@ pub fn load(
         sources,
         file: path,
     })
+}
+
+/// What is found out at start about a setting, if that is done here.
+fn found(
+    key: &str,
+    env: &BTreeMap<OsString, OsString>,
+    surroundings: &Surroundings,
+) -> Option<String> {
+    let set = |name: &str| {
+        let text = env.get(&OsString::from(name))?.to_str()?;
+        Some(text.to_owned()).filter(|text| !text.is_empty())
+    };
+    match key {
+        // What a DaemonSet's `fieldRef: spec.nodeName` is customarily put into.
+        "node-name" => set("NODE_NAME").or_else(|| Some(surroundings.hostname.to_lowercase())),
+        "registry" => {
+            let in_cluster =
+                surroundings.service_account && set("KUBERNETES_SERVICE_HOST").is_some();
+            Some(if in_cluster { "kubernetes" } else { "file" }.to_owned())
+        }
+        _ => None,
+    }
 }
 
 /// The value of the strongest source that has one.

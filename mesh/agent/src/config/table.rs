@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use warren_core::Pinning;
 use warren_core::consts;
 use warren_core::node::overlap;
 
@@ -30,6 +31,8 @@ pub struct Setting {
 pub enum Default {
     /// The setting must be set.
     Required,
+    /// The setting must be set with the file registry, and must not be otherwise.
+    RequiredByFiles,
     /// This text, parsed like any other.
     Text(&'static str),
     /// What is found out at start; the text says what.
@@ -80,16 +83,33 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "node-name",
         help: "Name of this node in the registry",
-        default: Default::Found("the host's name in lower case"),
+        default: Default::Found("NODE_NAME of the environment, else the host's name in lower case"),
         allowed: "a DNS subdomain of at most 253 characters",
         parse: one!(node_name, value::node_name),
     },
     Setting {
         key: "registry",
-        help: "What tells of the mesh's nodes",
-        default: Default::Text("file"),
-        allowed: "file",
+        help: "What tells of the mesh's nodes: the Nodes of a Kubernetes cluster, or a directory",
+        default: Default::Found(
+            "kubernetes where KUBERNETES_SERVICE_HOST and a service account are, else file",
+        ),
+        allowed: "kubernetes or file",
         parse: one!(registry, value::registry),
+    },
+    Setting {
+        key: "kubeconfig",
+        help: "Kubeconfig file for the kubernetes registry; empty takes the pod's service account",
+        default: Default::Text(""),
+        allowed: "an absolute path, or nothing",
+        parse: one!(kubeconfig, value::optional_file),
+    },
+    Setting {
+        key: "pinning",
+        help: "What becomes of a known node's changed key: warn believes and tells it, strict keeps \
+               the old one until `warren trust NODE`",
+        default: Default::Text("warn"),
+        allowed: "warn or strict",
+        parse: one!(pinning, value::pinning),
     },
     Setting {
         key: "registry-dir",
@@ -114,8 +134,8 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "pod-cidrs",
-        help: "Pod ranges of this node",
-        default: Default::Required,
+        help: "Pod ranges of this node, for the file registry; a Kubernetes Node has its own",
+        default: Default::RequiredByFiles,
         allowed: "a list of disjoint prefixes inside cluster-cidrs and outside reserved-cidrs",
         parse: Parse::List(pod_cidrs),
     },
@@ -235,6 +255,11 @@ pub const SETTINGS: &[Setting] = &[
 ];
 
 fn pod_cidrs(config: &mut Config, items: &[String]) -> Result<(), String> {
+    if config.registry == RegistryKind::Kubernetes {
+        let why =
+            "is set, and with registry=kubernetes the spec.podCIDRs of this node's Node count";
+        return Err(why.into());
+    }
     let nets = value::pod_ranges(items)?;
     let inside = |net: &IpNet| {
         config
@@ -261,6 +286,8 @@ pub(super) fn blank(node_name: warren_core::NodeName) -> Config {
     Config {
         node_name,
         registry: RegistryKind::File,
+        kubeconfig: None,
+        pinning: Pinning::Warn,
         registry_dir: PathBuf::new(),
         cluster_cidrs: BTreeSet::new(),
         pod_cidrs: BTreeSet::new(),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use warren_core::node::{overlap, parse_pod_cidr};
-use warren_core::{Endpoints, NodeName};
+use warren_core::{Endpoints, NodeName, Pinning};
 
 use super::{LogFormat, RegistryKind};
 
@@ -19,6 +19,7 @@ pub(super) fn node_name(text: &str) -> Result<NodeName, String> {
 
 pub(super) fn registry(text: &str) -> Result<RegistryKind, String> {
     match text {
+        "kubernetes" => Ok(RegistryKind::Kubernetes),
         "file" => Ok(RegistryKind::File),
         _ => Err("is no registry of this version".into()),
     }
@@ -30,6 +31,18 @@ pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
         Ok(path)
     } else {
         Err("is no absolute path".into())
+    }
+}
+
+pub(super) fn optional_file(text: &str) -> Result<Option<PathBuf>, String> {
+    optional_directory(text)
+}
+
+pub(super) fn pinning(text: &str) -> Result<Pinning, String> {
+    match text {
+        "warn" => Ok(Pinning::Warn),
+        "strict" => Ok(Pinning::Strict),
+        _ => Err("is no way of pinning".into()),
     }
 }
 

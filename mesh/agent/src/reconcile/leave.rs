@@ -1,5 +1,8 @@
 //! What a reconcile leaves in files: for the next start, and for the CNI plugin.
 
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
 use warren_core::ObservedState;
 use warren_core::files::{NodeFile, SavedView};
 use warren_core::plan::tunnel_address;
@@ -12,7 +15,12 @@ use crate::store::Store;
 impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
     /// Writes the view for the next start, and what the CNI plugin needs; `safe` is the observed
     /// state when the node is protected.
-    pub(super) fn leave_files(&mut self, safe: Option<&ObservedState>, pass: &mut Pass) {
+    pub(super) fn leave_files(
+        &mut self,
+        pod_cidrs: &BTreeSet<IpNet>,
+        safe: Option<&ObservedState>,
+        pass: &mut Pass,
+    ) {
         let mut endpoints = self.applied_endpoints.clone();
         // Before the full view a peer without a plan may be one not heard of yet.
         let desired = &self.plan.desired.peers;
@@ -30,12 +38,16 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 self.saved = now;
             }
         }
+        // Without a range there is nothing that a pod could be given.
+        if pod_cidrs.is_empty() {
+            return;
+        }
         let node_file = NodeFile {
             name: self.config.node_name.clone(),
             interface: self.config.interface.clone(),
             cluster_cidrs: self.config.cluster_cidrs.clone(),
-            pod_cidrs: self.config.pod_cidrs.clone(),
-            tunnel_addresses: self.config.pod_cidrs.iter().map(tunnel_address).collect(),
+            pod_cidrs: pod_cidrs.clone(),
+            tunnel_addresses: pod_cidrs.iter().map(tunnel_address).collect(),
             mtu_bytes: self.plan.desired.mtu_bytes,
         };
         if self.node_file.as_ref() != Some(&node_file)

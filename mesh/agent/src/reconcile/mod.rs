@@ -10,9 +10,12 @@
 
 mod converge;
 mod leave;
+mod news;
 mod repair;
 
 pub use repair::{Repair, Touched};
+
+use news::News;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -28,12 +31,13 @@ use warren_core::{NodeUid, ObservedState, Plan, PlanInput, Planner, Removals, pl
 use warren_keyring::{PrivateKey, PublicKey};
 
 use crate::concern::Ours;
-use crate::config::Config;
+use crate::config::{Config, RegistryKind};
 use crate::dataplane::{DataPlane, DeviceState};
 use crate::host::{Host, Underlay, UnderlayQuery};
-use crate::local::{Identity, clashes_with_peers, refused_by_peers, stranded_pods};
+use crate::local::{Assigned, Identity, clashes_with_peers, refused_by_peers, stranded_pods};
 use crate::registry::{NodeRegistry, RegistryReport};
 use crate::snapshot::{Snapshot, Stats};
+use crate::status::NO_POD_CIDR;
 use crate::store::{Disk, Store};
 
 /// The most errors of one reconcile that are told apart.
@@ -50,6 +54,8 @@ pub struct Reconciler<H, D, S = Disk> {
     planner: Planner,
     plan: Arc<Plan>,
     public_key: Option<PublicKey>,
+    assigned: Assigned,
+    news: News,
     underlay: Option<Underlay>,
     /// What the tunnel has found to arrive at a peer, in bytes.
     proven_mtu: BTreeMap<PublicKey, u32>,
@@ -143,7 +149,11 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             None => PrivateKey::generate()?.public_key(),
         };
         let nowhere = unknown_underlay();
-        let identity = Identity::new(&config, uid.clone(), &nowhere);
+        let mut assigned = Assigned::default();
+        if let Some(view) = own_view {
+            assigned.handle_view(&config, view);
+        }
+        let identity = Identity::new(&config, &uid, &assigned, &nowhere);
         let local = identity.local_node(&config, key, own_view);
         Ok(Self {
             applied_endpoints: saved.applied_endpoints.clone(),
@@ -156,6 +166,8 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             store,
             plan: Arc::default(),
             public_key,
+            assigned,
+            news: News::default(),
             underlay: None,
             proven_mtu: BTreeMap::new(),
             registry_troubles: Vec::new(),
@@ -182,7 +194,12 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 }
                 self.registry_troubles = troubles;
             }
-            RegistryReport::Event(event) => self.planner.handle_event(event),
+            RegistryReport::Event(event) => {
+                self.planner.handle_event(event);
+                if let Some(view) = self.planner.own_view() {
+                    self.assigned.handle_view(&self.config, view);
+                }
+            }
         }
     }
 
@@ -198,9 +215,10 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             self.take_key(key);
         }
         let identity = self.look_around(device.as_ref().ok(), &mut pass).await;
+        self.take_trust(&mut pass);
         let removals = self.make_plan(&identity).await;
         let (observed, device) = self.converge(device.ok(), removals, &mut pass).await;
-        let repaired = self.host.repair_pods(&self.config.pod_cidrs).await;
+        let repaired = self.host.repair_pods(&identity.pod_cidrs).await;
         pass.changes += pass.note(repaired).unwrap_or_default();
         let protected = observed
             .as_ref()
@@ -211,13 +229,16 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 tracing::info!(public_key = %key, endpoint = %own.endpoints, "published this node");
             }
         }
-        self.leave_files(observed.as_ref().filter(|_| protected), &mut pass);
+        let safe = observed.as_ref().filter(|_| protected);
+        self.leave_files(&identity.pod_cidrs, safe, &mut pass);
         self.stats.reconciles += 1;
         self.stats.failed += u64::from(!pass.problems.is_empty());
         self.stats.changes += pass.changes as u64;
         self.stats.last = started.elapsed();
         self.stats.total += self.stats.last;
-        self.snapshot(pass, identity, protected, device)
+        let snapshot = self.snapshot(pass, identity, protected, device);
+        registry.announce(self.announcement(&snapshot));
+        snapshot
     }
 
     fn take_key(&mut self, key: PublicKey) {
@@ -253,7 +274,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             self.underlay = Some(underlay);
         }
         let underlay = self.underlay.clone().unwrap_or_else(unknown_underlay);
-        Identity::new(&self.config, self.uid.clone(), &underlay)
+        Identity::new(&self.config, &self.uid, &self.assigned, &underlay)
     }
 
     async fn make_plan(&mut self, identity: &Identity) -> Removals {
@@ -274,7 +295,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         let local = identity.local_node(&self.config, key, self.planner.own_view());
         self.planner.handle_local(local);
         if self.planner.is_dirty() {
-            self.plan = Arc::new(self.planner.poll_plan());
+            self.poll_plan();
             self.ask_new_endpoints().await;
         }
         self.removals()
@@ -324,7 +345,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             self.planner.handle_path_mtu(underlay.path_mtu.clone());
             self.underlay = Some(underlay);
             if self.planner.is_dirty() {
-                self.plan = Arc::new(self.planner.poll_plan());
+                self.poll_plan();
             }
         }
     }
@@ -372,8 +393,11 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             .own_view()
             .filter(|_| self.public_key.is_some());
         problems.extend(own.and_then(|view| refused_by_peers(&self.config, view)));
+        if identity.pod_cidrs.is_empty() {
+            problems.push(NO_POD_CIDR.to_owned());
+        }
         problems.extend(self.plan.own_reject.as_ref().map(clashes_with_peers));
-        problems.extend(stranded_pods(&self.config, &self.host.pods()));
+        problems.extend(stranded_pods(&identity.pod_cidrs, &self.host.pods()));
         problems.extend(self.registry_troubles.iter().cloned());
         let more = problems.len().saturating_sub(MAX_PROBLEMS);
         if more > 0 {
@@ -385,6 +409,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             settled: !unsettled,
             public_key: self.public_key,
             endpoints: identity.endpoints.iter().copied().collect(),
+            pod_cidrs: identity.pod_cidrs,
             protected,
             tunnel: tunnel_health(device.as_ref()),
             registry: self.registry_health(),
@@ -399,10 +424,14 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
     }
 
     fn registry_health(&self) -> Health {
+        let what = match self.config.registry {
+            RegistryKind::File => format!("directory {}", self.config.registry_dir.display()),
+            RegistryKind::Kubernetes => "Nodes of the Kubernetes API".to_owned(),
+        };
         let ok = self.registry_troubles.is_empty() && self.planner.is_synced();
         let detail = match self.registry_troubles.as_slice() {
-            [] if ok => format!("directory {}", self.config.registry_dir.display()),
-            [] => format!("reading {}", self.config.registry_dir.display()),
+            [] if ok => what,
+            [] => format!("reading {what}"),
             [trouble] => trouble.clone(),
             [first, more @ ..] => format!("{first}; and {} more, see problems", more.len()),
         };

@@ -90,7 +90,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             }
         }
         if touched.network || touched.pods {
-            let repaired = self.host.repair_pods(&self.config.pod_cidrs).await;
+            let repaired = self.host.repair_pods(&self.planner.local().pod_cidrs).await;
             pass.changes += pass.note(repaired).unwrap_or_default();
         }
         for problem in &pass.problems {

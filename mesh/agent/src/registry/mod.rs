@@ -1,6 +1,7 @@
 //! Where the agent learns of the mesh's nodes and tells of its own.
 
 mod file;
+mod kubernetes;
 mod publish;
 mod thread;
 mod watch;
@@ -18,6 +19,7 @@ use warren_keyring::PublicKey;
 use crate::files::FileError;
 
 pub use file::FileRegistry;
+pub use kubernetes::{KubernetesError, KubernetesRegistry, Options as KubernetesOptions};
 pub use thread::RegistryThread;
 
 /// What a registry reports.
@@ -45,8 +47,39 @@ pub struct OwnRecord {
     pub underlay_mtu_bytes: u32,
     /// Its pod ranges; a registry that itself assigns them does not take them from here.
     pub pod_cidrs: BTreeSet<IpNet>,
-    /// Its own addresses, preferred first.
+    /// Its own addresses, preferred first; as its pod ranges.
     pub addresses: Vec<IpAddr>,
+}
+
+/// What is told to people by the registry's own means, where it has any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announcement {
+    /// Why this node is not ready for pods; `None` when it is.
+    pub not_ready: Option<NotReady>,
+    /// All that is to be said of other nodes now.
+    pub notes: Vec<NodeNote>,
+}
+
+/// Why a node is not ready for pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotReady {
+    /// A stable word for it, in the manner of Kubernetes reasons.
+    pub reason: &'static str,
+    /// The cause for people.
+    pub message: String,
+}
+
+/// Something about a node that its operators should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeNote {
+    /// The node's name.
+    pub node: String,
+    /// The uid of the life of it that this is about.
+    pub uid: NodeUid,
+    /// A stable word for it, in the manner of Kubernetes reasons.
+    pub reason: &'static str,
+    /// What it is, for people.
+    pub message: String,
 }
 
 /// Why this node's record could not be published.
@@ -65,6 +98,21 @@ pub enum RegistryError {
         name: NodeName,
         /// The other's uid.
         uid: String,
+    },
+    /// The cluster has no Node of this node's name.
+    #[error(
+        "publish this node: there is no Node {name} in the cluster; has the kubelet registered it? \
+         If it has another name, set node-name"
+    )]
+    NoNode {
+        /// The name.
+        name: NodeName,
+    },
+    /// The API server did not take it.
+    #[error("publish this node: {cause}")]
+    Kubernetes {
+        /// What it, or the way to it, says.
+        cause: String,
     },
     /// Writing failed a moment ago, and it is not time to try again.
     #[error("{last}; the next try comes within {} s", wait.as_secs().max(1))]
@@ -90,4 +138,10 @@ pub trait NodeRegistry {
     /// # Errors
     /// [`RegistryError`]; the caller tries again later.
     fn publish(&mut self, own: &OwnRecord) -> impl Future<Output = Result<bool, RegistryError>>;
+
+    /// Takes what is to be told to people, whole each time; [`NodeRegistry::next`] tells it, and
+    /// nothing twice. A registry without means of its own drops it.
+    fn announce(&mut self, announcement: Announcement) {
+        let _ = announcement;
+    }
 }

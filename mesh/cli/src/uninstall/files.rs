@@ -12,12 +12,14 @@ use crate::args::UninstallArgs;
 
 /// What the daemons and the plugin keep in the state directory. A name that goes on after one of
 /// these is a damaged file that was set aside.
-const STATE: [&str; 7] = [
+const STATE: [&str; 9] = [
     "private.key",
     "tunnel.state",
     "node-uid",
     consts::VIEW_FILE,
     consts::NODE_FILE,
+    consts::EVENTS_FILE,
+    consts::TRUSTED_DIR,
     "ipam",
     ".tmp-",
 ];
@@ -88,7 +90,10 @@ pub(super) fn remove_state(report: &mut Report, args: &UninstallArgs) {
             report
                 .kept
                 .push(format!("{}: Warren did not make it", shown(&path)));
-        } else if text == "ipam" && path.is_dir() && !path.is_symlink() {
+        } else if (text == "ipam" || text == consts::TRUSTED_DIR)
+            && path.is_dir()
+            && !path.is_symlink()
+        {
             report.step(shown(&path), || fs::remove_dir_all(&path));
         } else {
             remove_file(report, &path);

@@ -106,6 +106,7 @@ pub fn good_status() -> AgentStatus {
                 rx_bytes: 0,
                 tx_bytes: 148,
                 notice: None,
+                untrusted_key: None,
                 degraded: None,
             },
             PeerStatus {
@@ -125,6 +126,7 @@ pub fn good_status() -> AgentStatus {
                 rx_bytes: 1536,
                 tx_bytes: 104_857_600,
                 notice: None,
+                untrusted_key: None,
                 degraded: None,
             },
         ],
