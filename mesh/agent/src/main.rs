@@ -139,8 +139,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         RegistryKind::File => {
             let (dir, name) = (config.registry_dir.clone(), config.node_name.clone());
             let subject = format!("registry directory {}", dir.display());
-            let files = RegistryThread::start(subject, move || FileRegistry::new(dir, name, &views))
-                .context("start the registry's thread")?;
+            let files =
+                RegistryThread::start(subject, move || FileRegistry::new(dir, name, &views))
+                    .context("start the registry's thread")?;
             run(reconciler, files, probe, publisher, stop).await;
         }
         RegistryKind::Kubernetes => {

@@ -196,7 +196,8 @@ impl ControlPlane {
     /// # Errors
     /// Those of the configuration.
     pub async fn client_of(&self, user: serde_json::Value) -> Result<kube::Client> {
-        let kubeconfig: Kubeconfig = serde_json::from_value(self.kubeconfig(&user, self.address()))?;
+        let kubeconfig: Kubeconfig =
+            serde_json::from_value(self.kubeconfig(&user, self.address()))?;
         let config =
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         Ok(kube::Client::try_from(config)?)

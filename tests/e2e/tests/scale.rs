@@ -1,5 +1,5 @@
 //! What a node costs in a mesh of a thousand: figures for people, who run it in release on a machine
-//! that does nothing else: `make bench-scale`.
+//! that does nothing else: `make bench-reconcile`.
 #![allow(clippy::unwrap_used)] // in a test, a failed unwrap is the report
 
 use std::io::{Read, Write};
