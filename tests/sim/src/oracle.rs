@@ -122,6 +122,9 @@ pub struct Oracle {
 impl Oracle {
     /// The whole view.
     pub fn synced(&mut self, all: &[Rc<Listed>]) {
+        if all.len() == self.view.len() && all.iter().all(|listed| self.knows(listed)) {
+            return;
+        }
         self.last = None;
         let all = all.iter().map(|l| (l.entry.name.clone(), Rc::clone(l)));
         self.view = Rc::new(all.collect());
@@ -129,6 +132,9 @@ impl Oracle {
 
     /// One node.
     pub fn applied(&mut self, listed: &Rc<Listed>) {
+        if self.knows(listed) {
+            return;
+        }
         self.last = None;
         Rc::make_mut(&mut self.view).insert(listed.entry.name.clone(), Rc::clone(listed));
     }
@@ -139,6 +145,11 @@ impl Oracle {
         if self.view.get(name).is_some_and(|l| l.entry.uid == uid) {
             Rc::make_mut(&mut self.view).remove(name);
         }
+    }
+
+    fn knows(&self, listed: &Rc<Listed>) -> bool {
+        let known = self.view.get(&listed.entry.name);
+        known.is_some_and(|known| Rc::ptr_eq(known, listed))
     }
 
     /// Judges every node, and takes note of who holds what from now on.
