@@ -30,7 +30,13 @@ fn defaults_and_unknown_keys() {
     assert_eq!(conf.state_dir.to_str(), Some("/var/lib/warren"));
     assert_eq!(conf.run_dir.to_str(), Some("/run/warren"));
     assert_eq!(conf.log_level, LogLevel::Info);
-    assert_eq!(conf.pod().unwrap(), PodConf::default());
+    let pod = conf.pod().unwrap();
+    let default = PodConf {
+        network_mac: pod.network_mac,
+        ..PodConf::default()
+    };
+    assert_eq!(pod, default);
+    assert_ne!(pod.network_mac, PodConf::default().network_mac);
     assert_eq!(conf.valid_attachments().unwrap(), None);
     assert_eq!((conf.prev_result, conf.log_file), (None, None));
 }

@@ -217,10 +217,13 @@ fn protection_is_up_without_a_tunnel_and_stays_when_the_agent_ends() {
             code == 503 && reasons.contains("is warren-tunnel running?"),
             "{code} {reasons}"
         );
+        agent.until("its registry to be read", || {
+            agent.status().is_some_and(|status| status.registry.ok)
+        });
         let status = agent.status().unwrap();
         let endpoints: Vec<String> = status.endpoints.iter().map(ToString::to_string).collect();
         assert_eq!(endpoints, ["192.0.2.1:51871", "[2001:db8::1]:51871"]);
-        assert!(status.public_key.is_none() && !status.tunnel.ok && status.registry.ok);
+        assert!(status.public_key.is_none() && !status.tunnel.ok);
         assert_eq!(std::fs::read_dir(agent.path("nodes")).unwrap().count(), 0);
 
         let (ended, log) = agent.stop();

@@ -99,8 +99,10 @@ fn routes_follow_the_underlays_mtu_down_and_up() -> Result<()> {
             }
         }
     }
+    // What takes no time on a fast machine has let no probe through yet.
+    std::thread::sleep(20 * PROBE_INTERVAL);
     let seen = probe.stop()?;
-    assert!(seen.sent - seen.received < seen.sent / 5, "{seen:?}");
+    assert!(seen.received > seen.sent * 4 / 5, "{seen:?}");
     assert_captured(capture, 1000);
     Ok(())
 }
