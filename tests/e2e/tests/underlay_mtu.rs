@@ -99,10 +99,8 @@ fn routes_follow_the_underlays_mtu_down_and_up() -> Result<()> {
             }
         }
     }
-    // What takes no time on a fast machine has let no probe through yet.
-    std::thread::sleep(20 * PROBE_INTERVAL);
     let seen = probe.stop()?;
-    assert!(seen.received > seen.sent * 4 / 5, "{seen:?}");
+    assert!(seen.sent - seen.received < seen.sent / 5, "{seen:?}");
     assert_captured(capture, 1000);
     Ok(())
 }
@@ -205,6 +203,8 @@ fn flows_through_a_black_hole(name: &str, outer_v6: bool, narrow_bytes: u32) -> 
     }
     let muted = router2.sh("nft list ruleset")?.stdout;
     assert!(muted.contains("icmp drop"), "{muted}");
+    // On a fast machine all else was over before the first probes were.
+    std::thread::sleep(20 * PROBE_INTERVAL);
     let seen = probe.stop()?;
     assert!(seen.sent - seen.received < seen.sent / 5, "{seen:?}");
     if narrow_bytes < 1360 {
