@@ -1,6 +1,7 @@
 //! A mesh that knows a good node, and what must hold whatever else a registry tells it.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use warren_core::consts::annotation;
 use warren_core::files::SavedView;
@@ -13,12 +14,18 @@ use warren_keyring::{PrivateKey, PublicKey};
 /// The name of the good node.
 pub const GOOD: &str = "node2";
 
-/// The key of node `n`: the same in every run.
+/// The key of node `n`, of 1 to 3: the same in every run.
 pub fn key(n: u8) -> PublicKey {
-    let mut secret = [n; 32];
-    secret[0] = 0x40;
-    let private = PrivateKey::from_bytes(secret).expect("not zero");
-    private.public_key()
+    // Making a key takes longer than all that is tested with it.
+    static KEYS: LazyLock<[PublicKey; 4]> = LazyLock::new(|| {
+        std::array::from_fn(|n| {
+            let mut secret = [n as u8; 32];
+            secret[0] = 0x40;
+            let private = PrivateKey::from_bytes(secret).expect("not zero");
+            private.public_key()
+        })
+    });
+    KEYS[usize::from(n)]
 }
 
 /// Node `n`: 192.0.2.n, pods in 10.244.n.0/24.
@@ -83,7 +90,11 @@ pub fn meet(stranger: &NodeView) {
             }
             planner.handle_event(RegistryEvent::Applied(stranger.clone()));
             let plan = planner.poll_plan();
-            let peer = plan.desired.peers.get(&key(2)).expect("the incumbent stays");
+            let peer = plan
+                .desired
+                .peers
+                .get(&key(2))
+                .expect("the incumbent stays");
             for net in ["10.244.2.0/24", "192.0.2.2/32"] {
                 let net = net.parse().expect("a prefix");
                 assert!(peer.allowed_ips.contains(&net), "{net} was taken");
