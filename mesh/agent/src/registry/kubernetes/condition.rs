@@ -19,11 +19,18 @@ const UP_MESSAGE: &str = "Warren protects this node's pods, and its tunnel answe
 /// Writes the condition.
 pub(super) struct ConditionWriter {
     nodes: Api<Watched>,
-    /// This node's Node: name, uid, and the condition that it has.
-    stored: Option<(String, String, Option<NodeCondition>)>,
+    stored: Option<Stored>,
     wanted: Option<NodeCondition>,
     job: Job<Watched>,
     failure: Option<String>,
+}
+
+/// This node's Node as last heard of.
+struct Stored {
+    name: String,
+    uid: String,
+    version: u64,
+    condition: Option<NodeCondition>,
 }
 
 impl ConditionWriter {
@@ -37,10 +44,20 @@ impl ConditionWriter {
         }
     }
 
-    /// This node's Node is like this.
-    pub(super) fn handle_node(&mut self, object: &NodeObject) {
-        let (name, uid) = (object.metadata.name.clone(), object.metadata.uid.clone());
-        self.stored = Some((name, uid, object.network_condition().cloned()));
+    /// This node's Node is like this; `listed` when a whole list says so.
+    pub(super) fn handle_node(&mut self, object: &NodeObject, listed: bool) {
+        let version = object.metadata.resource_version.as_deref();
+        let node = Stored {
+            name: object.metadata.name.clone(),
+            uid: object.metadata.uid.clone(),
+            version: version.and_then(|v| v.parse().ok()).unwrap_or(0),
+            condition: object.network_condition().cloned(),
+        };
+        // An event from before the answer to the last write is not news.
+        let is_late = |known: &Stored| known.uid == node.uid && node.version < known.version;
+        if listed || !self.stored.as_ref().is_some_and(is_late) {
+            self.stored = Some(node);
+        }
     }
 
     /// This node has no Node.
@@ -81,7 +98,7 @@ impl ConditionWriter {
         match self.job.done().await {
             Ok(node) => {
                 self.failure = None;
-                self.handle_node(&node.object);
+                self.handle_node(&node.object, false);
             }
             Err(e) => {
                 self.failure = Some(format!("write the condition {NETWORK_UNAVAILABLE}: {e}"));
@@ -91,7 +108,12 @@ impl ConditionWriter {
 
     /// What is to be written, with the name and uid of the Node that it is written to.
     fn difference(&self) -> Option<(&str, &str, NodeCondition)> {
-        let (name, uid, stored) = self.stored.as_ref()?;
+        let Stored {
+            name,
+            uid,
+            condition: stored,
+            ..
+        } = self.stored.as_ref()?;
         let wanted = self.wanted.clone()?;
         let says = |c: &NodeCondition| (c.status.clone(), c.reason.clone(), c.message.clone());
         if stored.as_ref().map(says) == Some(says(&wanted)) {
@@ -125,5 +147,45 @@ impl ConditionWriter {
             let patch = Patch::Apply(patch);
             nodes.patch_status(&name, &params, &patch).await
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use kube::Client;
+    use kube::client::Body;
+    use warren_core::kubernetes::NodeStatus;
+
+    use super::*;
+
+    fn node(version: &str, condition: Option<NodeCondition>) -> NodeObject {
+        let mut node = NodeObject::default();
+        node.metadata.resource_version = Some(version.to_owned());
+        node.status = Some(NodeStatus {
+            conditions: Some(condition.into_iter().collect()),
+            ..NodeStatus::default()
+        });
+        node
+    }
+
+    /// An event from before the last write comes after the answer to it whenever another write was
+    /// under way.
+    #[tokio::test]
+    async fn a_late_event_does_not_make_it_write_again_and_a_whole_list_does() {
+        let nobody = tower::service_fn(|_: Request<Body>| async {
+            Ok::<_, std::io::Error>(Response::new(Body::empty()))
+        });
+        let mut writer = ConditionWriter::new(Api::all(Client::new(nobody, "default")));
+        writer.handle_node(&node("4", None), true);
+        writer.announce(None);
+        let written = writer.difference().map(|(_, _, condition)| condition);
+        assert!(written.is_some());
+        writer.handle_node(&node("6", written), false);
+        writer.handle_node(&node("5", None), false);
+        assert_eq!(writer.difference(), None);
+        // As after a restore from an older snapshot.
+        writer.handle_node(&node("5", None), true);
+        assert!(writer.difference().is_some());
     }
 }

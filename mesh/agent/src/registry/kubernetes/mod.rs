@@ -154,7 +154,7 @@ impl KubernetesRegistry {
                 {
                     let listed = matches!(event, Event::InitApply(_));
                     self.record.handle_node(&node.object, listed);
-                    self.condition.handle_node(&node.object);
+                    self.condition.handle_node(&node.object, listed);
                 }
                 if let Event::Delete(node) = &event
                     && node.object.metadata.name == self.own_name.as_str()
