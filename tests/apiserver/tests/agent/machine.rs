@@ -19,7 +19,9 @@ use k8s_openapi::api::core::v1::{Event, Node};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use warren_apiserver::{ControlPlane, Identity, Options, block_on};
+use warren_apiserver::{
+    AGENT, ControlPlane, Options, agent_pod, apply_shipped, block_on, set_policies_in_force, token,
+};
 use warren_core::consts::annotation;
 use warren_keyring::PublicKey;
 use warren_lab::{Bridge, Host, Lab, Link, Proc, bin};
@@ -37,12 +39,15 @@ pub(crate) struct Machine {
     agent: Option<Proc>,
     /// Further flags of the agent.
     flags: Vec<&'static str>,
+    /// The agent's, bound to its Pod and so to its Node.
+    token: String,
     _network: (Bridge, [Link; 2]),
     _lab: Lab,
 }
 
 impl Machine {
-    /// Makes both hosts and starts the control plane; no Node is there, and no daemon.
+    /// Makes both hosts and starts the control plane, with the manifests that are shipped in force; no
+    /// Node is there, and no daemon.
     pub(crate) fn new(name: &str, flags: &[&'static str]) -> Result<Self> {
         let lab = Lab::new(name)?;
         let lan = lab.bridge("lan")?;
@@ -52,8 +57,16 @@ impl Machine {
         let end = host.end("eth0").addr("192.0.2.1/24").via("192.0.2.250");
         let second = lab.connect(end, lan.port())?;
         let plane = ControlPlane::start(&server, Options::default())?;
+        apply_shipped(&plane)?;
+        let token = block_on(plane.host(), async || {
+            set_policies_in_force(&plane, AGENT, true).await?;
+            let admin = plane.admin().await?;
+            let pod = agent_pod(&admin, AGENT, "agent", Some("node1")).await?;
+            token(&admin, AGENT, Some(pod)).await
+        })?;
         Ok(Self {
             plane,
+            token,
             host,
             tunnel: None,
             agent: None,
@@ -76,13 +89,13 @@ impl Machine {
         }
     }
 
-    /// Starts the agent as a DaemonSet would, but for the kubeconfig; in place of a running one.
+    /// Starts the agent with its Pod's token, as a DaemonSet would but for the kubeconfig; in place of a
+    /// running one.
     pub(crate) fn start_agent(&mut self) -> Result<()> {
         if let Some(proc) = self.agent.take() {
             proc.kill();
         }
-        let token = Identity::admin().token();
-        let kubeconfig = self.plane.write_kubeconfig("agent", &token)?;
+        let kubeconfig = self.plane.write_kubeconfig("agent", &self.token)?;
         fs::create_dir_all(self.cni_dir())?;
         let mut command = Command::new(bin("warren-agent")?);
         command
