@@ -21,6 +21,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// until it is let go.
 struct Stuck {
     told: bool,
+    /// Told when it blocks.
+    blocks: Sender<()>,
     let_go: Receiver<()>,
     published: Sender<OwnRecord>,
 }
@@ -31,6 +33,8 @@ impl NodeRegistry for Stuck {
             let views = vec![view("node-2", "b")];
             return RegistryReport::Event(RegistryEvent::Synced(views));
         }
+        // Nobody listens any more once a test is past its beginning.
+        let _ = self.blocks.send(());
         if self.let_go.recv().is_err() {
             std::future::pending::<()>().await;
         }
@@ -59,10 +63,11 @@ async fn troubles(registry: &mut RegistryThread) -> Vec<String> {
 
 #[tokio::test]
 async fn a_registry_that_hangs_is_told_of_and_holds_nobody_up() {
-    let (go, let_go) = channel();
+    let ((go, let_go), (blocks, blocked)) = (channel(), channel());
     let (published, records) = channel();
     let make = move || Stuck {
         told: false,
+        blocks,
         let_go,
         published,
     };
@@ -70,6 +75,7 @@ async fn a_registry_that_hangs_is_told_of_and_holds_nobody_up() {
     let first = timeout(LIMIT, registry.next()).await.unwrap();
     let synced = RegistryEvent::Synced(vec![view("node-2", "b")]);
     assert_eq!(first, RegistryReport::Event(synced));
+    blocked.recv_timeout(LIMIT).unwrap();
 
     // The first record may cost a moment, the others nothing.
     let mut own = own_record("node-1");
@@ -105,15 +111,17 @@ async fn a_registry_that_hangs_is_told_of_and_holds_nobody_up() {
 
 #[tokio::test]
 async fn a_failure_that_comes_late_is_told() {
-    let (go, let_go) = channel();
+    let ((go, let_go), (blocks, blocked)) = (channel(), channel());
     let (published, _records) = channel();
     let make = move || Stuck {
         told: false,
+        blocks,
         let_go,
         published,
     };
     let mut registry = RegistryThread::start("registry directory /x".into(), make).unwrap();
     timeout(LIMIT, registry.next()).await.unwrap();
+    blocked.recv_timeout(LIMIT).unwrap();
     let mut own = own_record("node-1");
     own.underlay_mtu_bytes = 1;
     assert!(!registry.publish(&own).await.unwrap());
