@@ -249,6 +249,8 @@ fn loss_of_1_percent_and_reordering_cost_a_transfer_nothing() -> Result<()> {
             "loss that traffic bears is not told"
         );
     }
+    // So many that not to lose one of them is out of the question.
+    std::thread::sleep(Duration::from_secs(5));
     let seen = probe.stop()?;
     println!("{seen:?}");
     let lost = seen.sent - seen.received;
