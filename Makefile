@@ -59,9 +59,9 @@ test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million d
 	$(CARGO) build $(if $(LONG),--release) -p warren-tunnel -p warren-hostile
 	WARREN_LONG=$(LONG) $(CARGO) test --no-fail-fast $(if $(LONG),--release) -p warren-hostile -- --nocapture --test-threads=1
 
-sim: ## random scenarios of a simulated cluster: 10,000, or SECONDS=60 of them, or one SEED= again
+sim: ## random scenarios of a simulated cluster: 10,000, or SECONDS=60 of them, new ones or from the seed FIRST=1 on, or one SEED= again
 	$(CARGO) build --release -p warren-sim
-	target/release/warren-sim $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(NODES),--nodes $(NODES)) $(if $(STORY),--story)
+	target/release/warren-sim $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(NODES),--nodes $(NODES)) $(if $(STORY),--story)
 
 fuzz: ## run each fuzz target for SECONDS=30, from the committed corpus
 	tests/fuzz/run $(or $(SECONDS),30)
@@ -100,7 +100,7 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 # One after another: several of them need both cores.
 ci-steps:
 	for step in lint layers deny doc test test-cni demo test-apiserver test-interop test-hostile; do $(MAKE) $$step || exit; done
-	$(MAKE) sim SECONDS=60
+	$(MAKE) sim SECONDS=60 FIRST=1
 	$(MAKE) fuzz SECONDS=30
 
 clean: ## remove what was built

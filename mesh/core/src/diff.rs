@@ -15,9 +15,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use warren_keyring::PublicKey;
 
+use crate::node::overlap;
 use crate::state::{
     Change, DesiredPeer, DesiredState, ObservedLink, ObservedPeer, ObservedState, PeerDelta,
-    RouteTarget,
+    RouteKey, RouteTarget,
 };
 
 /// Whether a difference may take things away.
@@ -25,7 +26,8 @@ use crate::state::{
 pub enum Removals {
     /// The plan knows the whole mesh: what it does not name is stale.
     Allowed,
-    /// No full view yet: what the plan does not name may belong to a node not heard of yet.
+    /// No full view yet: what the plan does not name may belong to a node not heard of yet. This
+    /// node's own pod ranges do not: what leads their packets elsewhere goes in either case.
     Held,
 }
 
@@ -63,11 +65,12 @@ pub fn diff(observed: &ObservedState, desired: &DesiredState, removals: Removals
                 .map(Change::AddAddress),
         );
     }
-    if removals == Removals::Allowed {
-        remove_routes(observed, desired, &mut out, |t| {
-            *t != RouteTarget::Unreachable
-        });
-    }
+    // The pods' own routes are looked up after ours.
+    let own_pods = &desired.filter.own_pod_cidrs;
+    let astray = |key: &RouteKey| own_pods.iter().any(|own| overlap(own, &key.destination));
+    remove_routes(observed, desired, &mut out, |key, t| {
+        *t != RouteTarget::Unreachable && (removals == Removals::Allowed || astray(key))
+    });
     if let Some(peers) = &observed.peers {
         diff_peers(peers, &desired.peers, removals, &mut out);
     }
@@ -93,7 +96,7 @@ pub fn diff(observed: &ObservedState, desired: &DesiredState, removals: Removals
         );
         let stale = observed.addresses.difference(&desired.addresses).copied();
         out.extend(stale.map(Change::RemoveAddress));
-        remove_routes(observed, desired, &mut out, |t| {
+        remove_routes(observed, desired, &mut out, |_, t| {
             *t == RouteTarget::Unreachable
         });
     }
@@ -122,9 +125,9 @@ fn remove_routes(
     observed: &ObservedState,
     desired: &DesiredState,
     out: &mut Vec<Change>,
-    wanted: impl Fn(&RouteTarget) -> bool,
+    wanted: impl Fn(&RouteKey, &RouteTarget) -> bool,
 ) {
-    for (key, old) in observed.routes.iter().filter(|(_, t)| wanted(t)) {
+    for (key, old) in observed.routes.iter().filter(|(k, t)| wanted(k, t)) {
         if !desired.routes.contains_key(key) {
             out.push(Change::RemoveRoute {
                 key: key.clone(),

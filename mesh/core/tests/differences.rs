@@ -68,11 +68,13 @@ fn any_desired() -> impl Strategy<Value = DesiredState> {
         prop::collection::btree_set(0u8..3, 0..3),
         any::<bool>(),
         1u16..4,
+        prop::collection::btree_set(0u8..4, 0..2),
     )
         .prop_map(
-            |(routes, owners, addresses, rules, masquerade, port)| DesiredState {
+            |(routes, owners, addresses, rules, masquerade, port, own)| DesiredState {
                 filter: FilterSpec {
                     masquerade,
+                    own_pod_cidrs: own.into_iter().map(prefix).collect(),
                     ..FilterSpec::default()
                 },
                 mtu_bytes: 1400 + u32::from(port),
@@ -250,24 +252,73 @@ proptest! {
     }
 
     #[test]
-    fn held_removals_take_nothing_away(observed in any_observed(), desired in any_desired()) {
+    fn held_removals_take_nothing_away_but_routes_for_own_pods(
+        observed in any_observed(),
+        desired in any_desired(),
+    ) {
+        let own = |key: &RouteKey| desired.filter.own_pod_cidrs.contains(&key.destination);
         for change in diff(&observed, &desired, Removals::Held) {
-            prop_assert!(
-                !matches!(
-                    change,
-                    Change::RemovePeer { .. }
-                        | Change::RemoveRoute { .. }
-                        | Change::RemoveRule(_)
-                        | Change::RemoveAddress(_)
-                ),
-                "{:?}",
-                change
-            );
-            if let Change::UpdatePeer { delta, .. } = change {
-                prop_assert!(delta.remove_allowed_ips.is_empty());
+            match change {
+                Change::RemoveRoute { ref key, ref old } => {
+                    prop_assert!(own(key) && *old != RouteTarget::Unreachable, "{:?}", change);
+                }
+                Change::RemovePeer { .. } | Change::RemoveRule(_) | Change::RemoveAddress(_) => {
+                    prop_assert!(false, "{:?}", change);
+                }
+                Change::UpdatePeer { delta, .. } => {
+                    prop_assert!(delta.remove_allowed_ips.is_empty());
+                }
+                _ => {}
             }
         }
     }
+}
+
+/// Our table is looked up before the pods' own routes: a route there would send what is for them
+/// to the range's former owner.
+#[test]
+fn a_route_into_the_tunnel_for_this_nodes_own_pods_goes_before_the_first_full_view() {
+    let into_tunnel = RouteTarget::Tunnel {
+        src: None,
+        mtu_bytes: Some(1420),
+    };
+    let route = |table: u32, destination: &str, metric: u32| RouteKey {
+        table,
+        destination: destination.parse().unwrap(),
+        metric,
+    };
+    let (guard, other) = (
+        route(254, "10.128.0.0/9", 9_000),
+        route(51871, "10.128.9.0/24", 5),
+    );
+    let astray = [
+        route(51871, "10.128.14.0/24", 5),
+        route(254, "10.128.14.0/24", 5),
+        route(51871, "10.128.12.0/22", 5),
+        route(51871, "10.128.14.64/26", 5),
+    ];
+    let mut routes = BTreeMap::from([
+        (guard.clone(), RouteTarget::Unreachable),
+        (other, into_tunnel.clone()),
+    ]);
+    let kept = routes.clone();
+    routes.extend(astray.iter().map(|key| (key.clone(), into_tunnel.clone())));
+    let mut observed = ObservedState {
+        routes,
+        ..ObservedState::default()
+    };
+    let desired = DesiredState {
+        filter: FilterSpec {
+            own_pod_cidrs: BTreeSet::from(["10.128.14.0/24".parse().unwrap()]),
+            ..FilterSpec::default()
+        },
+        routes: BTreeMap::from([(guard, RouteTarget::Unreachable)]),
+        ..DesiredState::default()
+    };
+    for change in diff(&observed, &desired, Removals::Held) {
+        observed.apply(&change);
+    }
+    assert_eq!(observed.routes, kept);
 }
 
 #[test]

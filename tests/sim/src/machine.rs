@@ -19,7 +19,7 @@ use crate::device::{Device, Keys, restore};
 use crate::entry::{Entry, Listed};
 use crate::kernel::{Way, way};
 use crate::mutation::Mutation;
-use crate::oracle::{Local, Oracle};
+use crate::oracle::{Local, Oracle, overlap};
 use crate::shelf::{Saved, Shelf};
 use crate::upkeep::{FILTER, NETWORK};
 
@@ -186,10 +186,16 @@ impl Machine {
     }
 
     fn check_host(&mut self, change: &Change) {
-        let removes = matches!(
-            change,
-            Change::RemoveRoute { .. } | Change::RemoveRule(_) | Change::RemoveAddress(_)
-        );
+        let removes = match change {
+            // What would lead this node's pods' packets elsewhere is nobody else's.
+            Change::RemoveRoute { key, old } => {
+                let mut own = self.pod_cidrs.iter();
+                let astray = own.any(|net| overlap(net, &key.destination));
+                *old == RouteTarget::Unreachable || !astray
+            }
+            Change::RemoveRule(_) | Change::RemoveAddress(_) => true,
+            _ => false,
+        };
         if removes && !self.pass.synced {
             self.fault(format!("before the first full view: {change:?}"));
         }

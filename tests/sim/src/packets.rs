@@ -135,7 +135,7 @@ pub(crate) fn foretell(
     if machine.pod_cidrs.iter().any(|net| within(net, to)) {
         return Fate::Elsewhere;
     }
-    let Some((key, endpoint)) = peers[from].next_hop(to) else {
+    if !peers[from].is_routed(to) {
         let pod = world.cluster.iter().any(|net| within(net, to));
         let member = peers[from].members.contains(&to) && !machine.addresses.contains(&to);
         return if pod || member {
@@ -143,10 +143,14 @@ pub(crate) fn foretell(
         } else {
             Fate::Elsewhere
         };
-    };
+    }
     if machine.device.is_none() {
         return Fate::TunnelDown;
     }
+    // A route from an earlier life may have outlived the tunnel's state.
+    let Some((key, endpoint)) = peers[from].owner(to) else {
+        return Fate::Dropped(from, DropReason::NoRoute);
+    };
     let own = machine.keys.public;
     let has_key = |node: &usize| world.machines[*node].0.borrow().keys.public == key;
     // Sessions follow their peer: where it speaks first, or was heard before, it is found in spite
@@ -229,7 +233,7 @@ pub(crate) fn try_packet(
             });
             // A late datagram from an address that the peer has left leads its session back there,
             // until the peer speaks; one that refuses this node never does.
-            let strayed = device_sends_to(world, from, to) != Some(node);
+            let strayed = node != from && device_sends_to(world, from, to) != Some(node);
             match (dropped || strayed, arrival(world, &packet)) {
                 (true, None) => Ok(()),
                 (_, Some(node)) => Err(format!("it arrives at node{node}")),

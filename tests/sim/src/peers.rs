@@ -1,6 +1,5 @@
 //! What the reference model knows of a node's peers, once nothing moves any more.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,9 +16,9 @@ use crate::oracle::Judged;
 pub(crate) struct Peers {
     /// Who has which prefix, and where it is sent to.
     pub(crate) owners: BTreeMap<IpNet, (PublicKey, SocketAddr)>,
+    /// What the kernel has a route into the tunnel for.
+    routed: BTreeSet<IpNet>,
     lengths: BTreeSet<u8>,
-    /// Prefixes that the tunnel has from an earlier life, and the kernel no route for.
-    unrouted: BTreeSet<IpNet>,
     /// The peers, and where they are.
     pub(crate) keys: BTreeMap<PublicKey, SocketAddr>,
     /// Whom a pod reaches by the tunnel or not at all.
@@ -50,11 +49,11 @@ impl Peers {
         }
         let judged = agent.judged.as_deref();
         let mut members = judged.map_or_else(BTreeSet::new, |j| agent.oracle.members(j));
-        let mut unrouted = BTreeSet::new();
+        let mut routed: BTreeSet<IpNet> = owners.keys().copied().collect();
         if !agent.synced {
             let routes = machine.kernel.routes.iter();
             let into_tunnel = routes.filter(|(_, to)| matches!(to, RouteTarget::Tunnel { .. }));
-            let routed: BTreeSet<IpNet> = into_tunnel.map(|(key, _)| key.destination).collect();
+            routed.extend(into_tunnel.map(|(key, _)| key.destination));
             let held = machine.device.as_ref().map(|device| device.state().peers);
             for peer in held.into_iter().flatten() {
                 let Some(endpoint) = peer.endpoint else {
@@ -62,10 +61,7 @@ impl Peers {
                 };
                 keys.entry(peer.public_key).or_insert(endpoint);
                 for net in peer.allowed_ips {
-                    if let Entry::Vacant(unknown) = owners.entry(net) {
-                        unknown.insert((peer.public_key, endpoint));
-                        unrouted.extend((!routed.contains(&net)).then_some(net));
-                    }
+                    owners.entry(net).or_insert((peer.public_key, endpoint));
                 }
             }
             let routes = machine.kernel.routes.iter();
@@ -73,11 +69,12 @@ impl Peers {
                 .filter(|(key, to)| key.table == NODE_TABLE && **to == RouteTarget::Unreachable);
             members.extend(refused.map(|(key, _)| key.destination.addr()));
         }
-        let lengths = owners.keys().map(IpNet::prefix_len).collect();
+        let prefixes = owners.keys().chain(&routed);
+        let lengths = prefixes.map(IpNet::prefix_len).collect();
         Self {
             owners,
+            routed,
             lengths,
-            unrouted,
             keys,
             members,
         }
@@ -85,24 +82,19 @@ impl Peers {
 
     /// The owner of the longest prefix.
     pub(crate) fn owner(&self, address: IpAddr) -> Option<(PublicKey, SocketAddr)> {
-        let net = self.longest(address)?;
-        self.owners.get(&net).copied()
+        let mut nets = self.around(address);
+        nets.find_map(|net| self.owners.get(&net).copied())
     }
 
-    /// The peer that a packet to this address is sent to.
-    pub(crate) fn next_hop(&self, address: IpAddr) -> Option<(PublicKey, SocketAddr)> {
-        let net = self.longest(address)?;
-        let routed = !self.unrouted.contains(&net);
-        self.owners.get(&net).copied().filter(|_| routed)
+    /// Whether the kernel sends to this address by the tunnel, whoever is there.
+    pub(crate) fn is_routed(&self, address: IpAddr) -> bool {
+        self.around(address).any(|net| self.routed.contains(&net))
     }
 
-    fn longest(&self, address: IpAddr) -> Option<IpNet> {
-        let nets = self
-            .lengths
-            .iter()
-            .rev()
-            .filter_map(|l| IpNet::new(address, *l).ok());
+    /// The prefixes that an address is in, of the lengths that there are, the longest first.
+    fn around(&self, address: IpAddr) -> impl Iterator<Item = IpNet> {
+        let lengths = self.lengths.iter().rev();
+        let nets = lengths.filter_map(move |length| IpNet::new(address, *length).ok());
         nets.map(|net| net.trunc())
-            .find(|net| self.owners.contains_key(net))
     }
 }
