@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build-deps build test demo bench-cni bench-reconcile bench-scale test-cni test-apiserver test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 bench-cni: deps ## ADD and DEL of warren-cni beside ptp + host-local, alone and 32 at once
 	$(CARGO) build --release -p warren-cni -p warren-storm
 	target/release/warren-bench-cni target/release/warren-cni $(or $(CNI_PLUGINS),/usr/lib/cni)
+
+bench-cold-start: deps ## how soon a thousand peers are up after a start
+	$(CARGO) build --release -p warren-tunnel -p warren-hostile
+	$(CARGO) test --release -p warren-hostile --test cold_start -- --ignored --nocapture
 
 bench-reconcile: deps ## what a reconcile costs among a thousand peers, at rest and after a join
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab

@@ -2,13 +2,14 @@
 //!
 //! Job: make what an attacker would send ([`forge`], [`mutate`], the program `hostile-flood`),
 //! what a peer that lies would seal ([`sealer`]), and what a bad network does (the program
-//! `hostile-relay`), and measure what is left of honest traffic ([`node`], [`flow`]).
+//! `hostile-relay`), be a thousand peers at once (`hostile-crowd`), and measure what is left of honest traffic ([`node`], [`flow`]).
 //!
 //! It refuses to stand in for the tunnel: what is attacked is always the program that ships.
 //!
 //! The sizes follow the environment variable `WARREN_LONG`: without it each test takes seconds. In CI
 //! (`CI` is set) goodput is printed and not judged: a machine that others share would fail it.
 
+pub mod crowd;
 pub mod flow;
 pub mod forge;
 pub mod mutate;
