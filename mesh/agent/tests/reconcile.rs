@@ -40,6 +40,8 @@ struct World {
     path_mtu: BTreeMap<IpAddr, u32>,
     no_default_route: bool,
     way_troubles: BTreeMap<IpAddr, WayTrouble>,
+    /// The tunnel does what it is told, and the agent never hears of it.
+    never_answers: bool,
     published: Vec<OwnRecord>,
 }
 
@@ -117,6 +119,16 @@ impl DataPlane for Shared {
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Result<(), DataPlaneError> {
+        if self.set_peers(changes) {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Returns whether the tunnel says nothing to that.
+    fn set_peers(&self, changes: &[Change]) -> bool {
         let mut world = self.world();
         world.done.extend_from_slice(changes);
         let World { state, device, .. } = &mut *world;
@@ -135,7 +147,7 @@ impl DataPlane for Shared {
                 ..Peer::new(*key)
             })
             .collect();
-        Ok(())
+        world.never_answers
     }
 }
 
@@ -475,6 +487,37 @@ async fn a_roamed_endpoint_is_left_alone_until_a_new_one_is_published() {
     set_endpoint(&node, None);
     node.reconcile().await;
     assert_eq!(node.done().len(), 1);
+}
+
+#[tokio::test]
+async fn an_endpoint_given_by_an_agent_that_was_killed_at_it_does_not_outlive_the_plan() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let (view, key) = peer(2);
+    node.event(RegistryEvent::Synced(vec![view.clone()]));
+    node.reconcile().await;
+    let endpoint = |node: &Node| {
+        let world = node.shared.world();
+        let peers = world.device.iter().flat_map(|device| &device.peers);
+        let found = peers.clone().find(|peer| peer.public_key == key);
+        found.and_then(|peer| peer.endpoint)
+    };
+    let before = endpoint(&node);
+    let mut moved = view.clone();
+    moved
+        .annotations
+        .insert(annotation::ENDPOINT.into(), "192.0.2.22:1".into());
+    node.event(RegistryEvent::Applied(moved));
+    node.shared.world().never_answers = true;
+    let killed = tokio::time::timeout(Duration::from_millis(100), node.reconcile()).await;
+    assert!(killed.is_err());
+    assert_ne!(endpoint(&node), before);
+    node.shared.world().never_answers = false;
+
+    let mut node = node.restart();
+    node.event(RegistryEvent::Synced(vec![view]));
+    node.reconcile().await;
+    assert_eq!(endpoint(&node), before);
 }
 
 #[tokio::test]

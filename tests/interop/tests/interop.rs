@@ -340,9 +340,18 @@ fn a_persistent_keepalive_is_sent_without_traffic(bench: &mut Bench) -> Result {
         ensure!((64..=128).contains(&sent), "{sent} bytes");
         keep(None)?;
         std::thread::sleep(Duration::from_millis(200));
-        let before = bytes()?;
-        std::thread::sleep(Duration::from_millis(2_500));
-        ensure!(bytes()? == before, "it goes on");
+        // Keepalives would be in any of these times; what wireguard-go now and then sends once, five
+        // seconds after a handshake that was answered before it had set its timer, is in one at most.
+        let mut quiet = false;
+        for _ in 0..3 {
+            let before = bytes()?;
+            std::thread::sleep(Duration::from_millis(2_500));
+            quiet |= bytes()? == before;
+            if quiet {
+                break;
+            }
+        }
+        ensure!(quiet, "it goes on");
     }
     Ok(())
 }

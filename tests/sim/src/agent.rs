@@ -214,17 +214,19 @@ impl Agent {
             let running = pin!(reconciler.reconcile(&mut desk));
             running.poll(&mut Context::from_waker(Waker::noop()))
         };
-        let Poll::Ready(mut snapshot) = polled else {
-            self.kill();
-            return false;
-        };
         let mut machine = port.0.borrow_mut();
-        machine.pass.fails = None;
-        machine.pass.owners = None;
-        self.compare(&snapshot.plan, &mut machine);
+        // A reconcile that was killed may have written its view before.
         if std::mem::take(&mut machine.disk.saved) {
             machine.disk.oracle = self.oracle.clone();
         }
+        let Poll::Ready(mut snapshot) = polled else {
+            drop(machine);
+            self.kill();
+            return false;
+        };
+        machine.pass.fails = None;
+        machine.pass.owners = None;
+        self.compare(&snapshot.plan, &mut machine);
         self.pace.handle_outcome(Instant::now(), &snapshot);
         // What nobody asks for would be a copy of the cluster for each of its nodes.
         snapshot.device = None;

@@ -97,12 +97,32 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 .count();
             let (batch, after) = rest.split_at(run);
             batch.iter().for_each(log_change);
+            self.forget_endpoints(batch, pass);
             if pass.note(self.tunnel.apply(batch).await).is_some() {
                 batch
                     .iter()
                     .for_each(|change| self.remember_endpoint(change));
             }
             rest = after;
+        }
+    }
+
+    /// Forgets, on the disk as well, what was applied of peers that are about to get other endpoints.
+    /// Should this process be killed before it has written the new ones down, the next gives them again,
+    /// and does not take a tunnel to be where it was told before.
+    fn forget_endpoints(&mut self, batch: &[Change], pass: &mut Pass) {
+        let mut forgotten = false;
+        for change in batch {
+            if let Change::UpdatePeer {
+                public_key, delta, ..
+            } = change
+                && delta.endpoint.is_some()
+            {
+                forgotten |= self.applied_endpoints.remove(public_key).is_some();
+            }
+        }
+        if forgotten {
+            self.leave_view(pass);
         }
     }
 

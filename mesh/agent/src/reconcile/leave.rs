@@ -13,14 +13,8 @@ use crate::host::Host;
 use crate::store::Store;
 
 impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
-    /// Writes the view for the next start, and what the CNI plugin needs; `safe` is the observed
-    /// state when the node is protected.
-    pub(super) fn leave_files(
-        &mut self,
-        pod_cidrs: &BTreeSet<IpNet>,
-        safe: Option<&ObservedState>,
-        pass: &mut Pass,
-    ) {
+    /// Writes the view for the next start, if it is another one than was written last.
+    pub(super) fn leave_view(&mut self, pass: &mut Pass) {
         let mut endpoints = self.applied_endpoints.clone();
         // Before the full view a peer without a plan may be one not heard of yet.
         let desired = &self.plan.desired.peers;
@@ -38,6 +32,17 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 self.saved = now;
             }
         }
+    }
+
+    /// Writes the view for the next start, and what the CNI plugin needs; `safe` is the observed
+    /// state when the node is protected.
+    pub(super) fn leave_files(
+        &mut self,
+        pod_cidrs: &BTreeSet<IpNet>,
+        safe: Option<&ObservedState>,
+        pass: &mut Pass,
+    ) {
+        self.leave_view(pass);
         // Without a range there is nothing that a pod could be given.
         if pod_cidrs.is_empty() {
             return;
