@@ -61,8 +61,8 @@ async fn troubles(registry: &mut RegistryThread) -> Vec<String> {
     troubles
 }
 
-#[tokio::test]
-async fn a_registry_that_hangs_is_told_of_and_holds_nobody_up() {
+/// A registry that has told its view and hangs now, what lets it go, and what it publishes.
+async fn hanging() -> (RegistryThread, Sender<()>, Receiver<OwnRecord>) {
     let ((go, let_go), (blocks, blocked)) = (channel(), channel());
     let (published, records) = channel();
     let make = move || Stuck {
@@ -76,6 +76,12 @@ async fn a_registry_that_hangs_is_told_of_and_holds_nobody_up() {
     let synced = RegistryEvent::Synced(vec![view("node-2", "b")]);
     assert_eq!(first, RegistryReport::Event(synced));
     blocked.recv_timeout(LIMIT).unwrap();
+    (registry, go, records)
+}
+
+#[tokio::test]
+async fn a_registry_that_hangs_is_told_of_and_holds_nobody_up() {
+    let (mut registry, go, records) = hanging().await;
 
     // The first record may cost a moment, the others nothing.
     let mut own = own_record("node-1");
@@ -111,17 +117,7 @@ async fn a_registry_that_hangs_is_told_of_and_holds_nobody_up() {
 
 #[tokio::test]
 async fn a_failure_that_comes_late_is_told() {
-    let ((go, let_go), (blocks, blocked)) = (channel(), channel());
-    let (published, _records) = channel();
-    let make = move || Stuck {
-        told: false,
-        blocks,
-        let_go,
-        published,
-    };
-    let mut registry = RegistryThread::start("registry directory /x".into(), make).unwrap();
-    timeout(LIMIT, registry.next()).await.unwrap();
-    blocked.recv_timeout(LIMIT).unwrap();
+    let (mut registry, go, _records) = hanging().await;
     let mut own = own_record("node-1");
     own.underlay_mtu_bytes = 1;
     assert!(!registry.publish(&own).await.unwrap());

@@ -84,7 +84,7 @@ fn has_route(node: &Node, n: usize) -> bool {
 
 /// Topology: node2, and a thousand nodes of which there is only a record.
 #[test]
-#[ignore = "it measures, and takes minutes"]
+#[ignore = "a benchmark: make bench-reconcile"]
 fn one_reconcile_among_a_thousand_peers() -> Result<()> {
     require!();
     let mut mesh = Mesh::underlay("scale")?;
