@@ -16,14 +16,12 @@
 //! proven nothing; a peer whose address is known does not share with strangers.
 
 use std::io;
-use std::mem;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Socket};
 
 use crate::message::{DATA_OVERHEAD, INITIATION_LEN, MAC2_LEN};
-use crate::sys::check;
+use crate::sys::attach_program;
 
 /// The most addresses of peers that a program knows. With more peers each program knows others of
 /// them. The kernel's limits are 4,096 instructions, and 20 KiB in all by default before Linux 6.9.
@@ -100,22 +98,7 @@ pub(crate) struct Deal {
 /// Has the kernel choose between the sockets of a port: the first bound is the one for data.
 pub(crate) fn attach(domain: Domain, socket: &Socket, deal: &Deal) -> io::Result<()> {
     let mut program = program(domain, deal);
-    let filter = libc::sock_fprog {
-        len: program.len() as libc::c_ushort,
-        filter: program.as_mut_ptr(),
-    };
-    // SAFETY: the pointer and the length describe `filter`, which describes `program`; both outlive
-    // the call, and the kernel only reads them.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_REUSEPORT_CBPF,
-            (&raw const filter).cast(),
-            mem::size_of_val(&filter) as libc::socklen_t,
-        )
-    };
-    check(result).map(drop)
+    attach_program(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &mut program)
 }
 
 type Program = Vec<libc::sock_filter>;

@@ -24,6 +24,30 @@ pub(crate) fn set_int_option(
     check(result).map(drop)
 }
 
+/// Attaches a classic BPF program to a socket, by the option of this name.
+pub(crate) fn attach_program(
+    socket: &impl AsRawFd,
+    name: libc::c_int,
+    program: &mut [libc::sock_filter],
+) -> io::Result<()> {
+    let filter = libc::sock_fprog {
+        len: program.len() as libc::c_ushort,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the pointer and the length describe `filter`, which describes `program`; both outlive
+    // the call, and the kernel only reads them.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            name,
+            (&raw const filter).cast(),
+            mem::size_of_val(&filter) as libc::socklen_t,
+        )
+    };
+    check(result).map(drop)
+}
+
 /// Reads a socket option that is an `int`.
 pub(crate) fn int_option(
     socket: &impl AsRawFd,

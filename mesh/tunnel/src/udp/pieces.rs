@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::path_probe::BASE;
 use crate::source::{Control, Endpoint, Source};
-use crate::sys::{check, wait_writable};
+use crate::sys::{attach_program, wait_writable};
 
 const IPV6_HEADER: usize = 40;
 const FRAGMENT_HEADER: usize = 8;
@@ -183,28 +183,13 @@ fn fold(mut sum: u64) -> u16 {
 
 /// A raw socket is given a copy of each fragment that arrives: of none.
 fn receive_nothing(socket: &Socket) -> io::Result<()> {
-    let mut nothing = libc::sock_filter {
+    let nothing = libc::sock_filter {
         code: (libc::BPF_RET | libc::BPF_K) as u16,
         jt: 0,
         jf: 0,
         k: 0,
     };
-    let filter = libc::sock_fprog {
-        len: 1,
-        filter: &raw mut nothing,
-    };
-    // SAFETY: the pointer and the length describe `filter`, which describes one instruction; both
-    // outlive the call, and the kernel only reads them.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const filter).cast(),
-            mem::size_of_val(&filter) as libc::socklen_t,
-        )
-    };
-    check(result).map(drop)
+    attach_program(socket, libc::SO_ATTACH_FILTER, &mut [nothing])
 }
 
 #[cfg(test)]
