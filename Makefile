@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
-PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
+PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli -p warren-kubectl
 
 .PHONY: help deps build-deps build test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
 
@@ -56,7 +56,7 @@ test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a vir
 
 test-apiserver: deps ## a bare Kubernetes control plane, its programs built from their modules
 	tests/kubernetes/prepare
-	$(CARGO) build -p warren-tunnel -p warren-agent -p warren-cli -p warren-lab
+	$(CARGO) build -p warren-tunnel -p warren-agent -p warren-cli -p warren-kubectl -p warren-lab
 	$(CARGO) test --no-fail-fast -p warren-apiserver
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence

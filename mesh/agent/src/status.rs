@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::dataplane::DeviceState;
 use crate::registry::NotReady;
 use crate::snapshot::Snapshot;
+use crate::tunnel_socket::TunnelReport;
 
 /// What is said of a node that has no pod ranges.
 pub const NO_POD_CIDR: &str = "this node's Node object has no valid podCIDR; does kube-controller-manager \
@@ -29,8 +30,8 @@ pub const NO_POD_CIDR: &str = "this node's Node object has no valid podCIDR; doe
 pub struct TunnelView<'a> {
     /// The device; `None` when it does not answer.
     pub device: Option<&'a DeviceState>,
-    /// The way to each peer of which the tunnel has something to tell.
-    pub paths: &'a BTreeMap<PublicKey, PeerPath>,
+    /// What the tunnel tells on its own socket.
+    pub report: &'a TunnelReport,
 }
 
 /// Makes the status of a snapshot.
@@ -61,7 +62,7 @@ pub fn build(
             }
         }
         if status.state != PeerState::Unknown
-            && let Some(cause) = cause(snapshot, node, &status, tunnel.paths)
+            && let Some(cause) = cause(snapshot, node, &status, &tunnel.report.paths)
         {
             status.state = PeerState::Degraded;
             status.degraded = Some(DegradedStatus::from(&cause));
@@ -87,10 +88,13 @@ pub fn build(
         node: config.node_name.to_string(),
         state: NodeState::Ok,
         degraded: down.collect(),
+        tunnel_version: tunnel.report.version.clone(),
         public_key: snapshot.public_key,
+        key_age_seconds: tunnel.report.key_written.map(|at| age_seconds(at, now)),
         interface: config.interface.clone(),
         endpoints: snapshot.endpoints.clone(),
         pod_cidrs: snapshot.pod_cidrs.iter().copied().collect(),
+        cluster_cidrs: config.cluster_cidrs.iter().copied().collect(),
         protected: snapshot.protected,
         tunnel: snapshot.tunnel.clone(),
         registry: snapshot.registry.clone(),
@@ -183,12 +187,7 @@ fn peer(
     now: SystemTime,
 ) -> PeerStatus {
     let handshake = in_tunnel.and_then(|peer| peer.last_handshake);
-    let age = handshake.map(|at| {
-        let now = now
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or(Duration::ZERO);
-        now.saturating_sub(at).as_secs()
-    });
+    let age = handshake.map(|at| age_seconds(at, now));
     let state = match in_tunnel {
         Some(_) => PeerState::of_handshake_age(age),
         None => PeerState::Unknown,
@@ -210,4 +209,12 @@ fn peer(
         untrusted_key: None,
         degraded: None,
     }
+}
+
+/// How long ago a Unix time was; none of the future.
+fn age_seconds(at: Duration, now: SystemTime) -> u64 {
+    let now = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    now.saturating_sub(at).as_secs()
 }

@@ -52,7 +52,7 @@ impl Source {
         let fresh = fresh.ok();
         let tunnel = TunnelView {
             device: fresh.as_ref().or(snapshot.device.as_ref()),
-            paths: &report.paths,
+            report: &report,
         };
         let status = status::build(&self.config, &snapshot, &tunnel, SystemTime::now());
         Some((status, report))

@@ -15,6 +15,11 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_ANSWER: u64 = 16 * 1024 * 1024;
 /// How the keys of drop counters start; what follows is the reason.
 const DROP_PREFIX: &str = "drop_";
+/// The key of the daemon's version, and the most characters that are taken of it.
+const VERSION_KEY: &str = "version";
+const MAX_VERSION: usize = 40;
+/// The key of the Unix time at which the private key's file was written.
+const KEY_WRITTEN_KEY: &str = "key_written_seconds";
 /// The key of the counter of datagrams in fragments.
 const FRAGMENTED_KEY: &str = "udp_tx_fragmented";
 /// The key of the lines about peers.
@@ -29,6 +34,10 @@ pub struct TunnelSocket(pub PathBuf);
 /// What the tunnel tells there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TunnelReport {
+    /// Its version; not when it does not answer.
+    pub version: Option<String>,
+    /// When the file of the key that it runs with was written, since the Unix epoch.
+    pub key_written: Option<Duration>,
     /// Packets that it dropped, by reason.
     pub drops: BTreeMap<String, u64>,
     /// Datagrams that it made too large to arrive in one piece.
@@ -62,6 +71,10 @@ impl TunnelReport {
                     Ok(path) => drop(report.paths.insert(path.public_key, path)),
                     Err(e) => tracing::debug!(error = %e, "the tunnel's status"),
                 }
+            } else if key == VERSION_KEY {
+                report.version = Some(value.trim().chars().take(MAX_VERSION).collect());
+            } else if key == KEY_WRITTEN_KEY {
+                report.key_written = value.trim().parse().ok().map(Duration::from_secs);
             } else if key == FRAGMENTED_KEY {
                 report.fragmented = value.trim().parse().unwrap_or_default();
             } else if let Some(reason) = key.strip_prefix(DROP_PREFIX)
@@ -79,6 +92,15 @@ impl TunnelReport {
 mod tests {
     use super::*;
     use warren_keyring::PrivateKey;
+
+    #[test]
+    fn the_version_and_the_age_of_the_key_are_told_or_absent() {
+        let report = TunnelReport::parse("version=0.1.0\nkey_written_seconds=1800000000\n");
+        assert_eq!(report.version.as_deref(), Some("0.1.0"));
+        assert_eq!(report.key_written, Some(Duration::from_secs(1_800_000_000)));
+        let older = TunnelReport::parse("pid=7\nkey_written_seconds=soon\n");
+        assert_eq!((older.version, older.key_written), (None, None));
+    }
 
     #[test]
     fn drop_counters_and_fragments_become_metrics() {

@@ -688,13 +688,50 @@ async fn a_tunnel_on_another_port_is_a_problem() {
     assert!(snapshot.problems.iter().any(|p| p.contains("port 51820")));
 }
 
-/// A tunnel that has nothing to tell of its peers' ways.
+/// A tunnel that has nothing to tell on its own socket.
 fn tunnel(device: Option<&DeviceState>) -> TunnelView<'_> {
-    static NONE: BTreeMap<PublicKey, PeerPath> = BTreeMap::new();
+    static NOTHING: TunnelReport = TunnelReport {
+        version: None,
+        key_written: None,
+        drops: BTreeMap::new(),
+        fragmented: 0,
+        paths: BTreeMap::new(),
+    };
     TunnelView {
         device,
-        paths: &NONE,
+        report: &NOTHING,
     }
+}
+
+#[tokio::test]
+async fn the_status_tells_the_tunnels_version_the_age_of_its_key_and_the_clusters_ranges() {
+    let mut node = Node::new();
+    node.start_tunnel();
+    let snapshot = node.reconcile().await;
+    let config = config(node.dir.path());
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let told = |written: Option<u64>| {
+        let report = TunnelReport {
+            version: Some("0.1.0".into()),
+            key_written: written.map(Duration::from_secs),
+            ..TunnelReport::default()
+        };
+        let view = TunnelView {
+            device: None,
+            report: &report,
+        };
+        status::build(&config, &snapshot, &view, now)
+    };
+    let status = told(Some(1_799_996_400));
+    assert_eq!(status.tunnel_version.as_deref(), Some("0.1.0"));
+    assert_eq!(status.key_age_seconds, Some(3600));
+    assert_eq!(
+        status.cluster_cidrs.into_iter().collect::<BTreeSet<_>>(),
+        config.cluster_cidrs
+    );
+    // A file of the future, by a clock that was set, is new.
+    assert_eq!(told(Some(1_900_000_000)).key_age_seconds, Some(0));
+    assert_eq!(told(None).key_age_seconds, None);
 }
 
 #[tokio::test]
@@ -769,10 +806,13 @@ async fn a_degraded_peer_is_told_with_its_cause_and_no_longer_than_it_lasts() {
         }),
         ..PeerPath::new(key)
     };
-    let paths = BTreeMap::from([(key, path)]);
+    let report = TunnelReport {
+        paths: BTreeMap::from([(key, path)]),
+        ..TunnelReport::default()
+    };
     let view = TunnelView {
         device: snapshot.device.as_ref(),
-        paths: &paths,
+        report: &report,
     };
     let status = status::build(&config, &snapshot, &view, SystemTime::now());
     assert_eq!(status.peers[0].state, PeerState::Degraded);

@@ -21,19 +21,19 @@
 
 pub mod args;
 pub mod doctor;
-pub mod json;
-mod outcome;
+mod environment;
 pub mod pods;
 pub mod show;
 pub mod socket;
 pub mod sources;
 pub mod status;
-pub mod text;
 pub mod trust;
 pub mod uninstall;
 
 pub use args::Cli;
-pub use outcome::{Environment, Outcome};
+pub use environment::Environment;
+pub use warren_text::outcome::Outcome;
+pub use warren_text::{json, text};
 
 /// Runs a command and returns what it prints and its exit code.
 pub fn run(cli: &Cli, environment: &Environment) -> Outcome {

@@ -13,7 +13,7 @@ use warren_core::consts::VETH_PREFIX;
 use warren_core::files::{IPAM_DIR, IPAM_SUFFIX, IpamFile, Reservation};
 
 use crate::args::PodsArgs;
-use crate::outcome::{Environment, Outcome};
+use crate::{Environment, Outcome};
 
 const TROUBLE: u8 = 1;
 const NOTHING_READ: u8 = 2;

@@ -14,8 +14,8 @@ pub use human::{human, humans};
 pub use json::json;
 
 use crate::args::{Field, ShowArgs};
-use crate::outcome::{Environment, Outcome};
 use crate::sources::Sources;
+use crate::{Environment, Outcome};
 
 /// A device and the name of its interface.
 pub type NamedDevice = (String, Device);

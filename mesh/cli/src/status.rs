@@ -5,10 +5,10 @@ mod page;
 pub use page::{is_well, page};
 
 use crate::args::StatusArgs;
-use crate::outcome::{Environment, Outcome};
 use crate::show::{NodeNames, humans, read_all};
 use crate::sources::Sources;
 use crate::text::clean;
+use crate::{Environment, Outcome};
 
 /// Runs `warren status`. Exit codes: 0 all well, 1 trouble, 2 nothing could be read.
 pub fn run(args: &StatusArgs, environment: &Environment) -> Outcome {

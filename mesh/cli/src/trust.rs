@@ -16,8 +16,8 @@ use warren_core::files::TRUSTED_SUFFIX;
 use warren_core::status::{AgentStatus, PeerStatus};
 use warren_keyring::PublicKey;
 
+use crate::Outcome;
 use crate::args::TrustArgs;
-use crate::outcome::Outcome;
 use crate::sources::{SourceError, Sources};
 
 const REFUSED: u8 = 1;

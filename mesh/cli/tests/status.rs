@@ -14,6 +14,8 @@ use warren_core::status::{AgentStatus, DegradedStatus, Health, PeerState};
 fn troubled_status() -> AgentStatus {
     let mut status = good_status();
     status.public_key = None;
+    status.key_age_seconds = None;
+    status.tunnel_version = None;
     status.protected = false;
     status.tunnel = Health {
         ok: false,
@@ -61,13 +63,14 @@ fn good_node_is_a_header_and_a_table_by_name() {
 node        node1
 state       ok
 key         ERERERERERERERERERERERERERERERERERERERERERE=
+key age     3d 4h
 endpoints   192.0.2.1:51871, [2001:db8::1]:51871
 podCIDRs    10.244.1.0/24, fd00:1::/64
 interface   warren0
 protected   yes
 tunnel      ok: 2 peers
 registry    ok
-agent       0.1.0
+versions    agent 0.1.0, tunnel 0.1.0
 problems    none
 
 NODE   STATE       HANDSHAKE  ENDPOINT                     SENT  RECEIVED  POD CIDRS                    MTU
@@ -92,7 +95,7 @@ protected   NO: pods' packets could leave in clear; no new pod is let in until i
 tunnel      FAILED: connect to /var/run/wireguard/warren0.sock: no such file
 registry    ok (not all nodes are known yet)
 dropped     antispoof 7, ingress-dst-v6 2 (packets, by rule)
-agent       0.1.0
+versions    agent 0.1.0, tunnel not known
 problems    write table inet warren: not permitted
             add route 10.244.2.0/24: no such device
 

@@ -22,14 +22,24 @@ pub struct AgentStatus {
     /// What all its peers suffer from.
     #[serde(default)]
     pub degraded: Vec<DegradedStatus>,
+    /// Version of the tunnel; absent while its own socket does not answer.
+    #[serde(default)]
+    pub tunnel_version: Option<String>,
     /// This node's key; absent until the tunnel has answered once.
     pub public_key: Option<PublicKey>,
+    /// Age in seconds of the key's file, when the status was made; absent while the tunnel does not
+    /// tell, or runs with another key than its file had.
+    #[serde(default)]
+    pub key_age_seconds: Option<u64>,
     /// Name of the tunnel's interface.
     pub interface: String,
     /// The endpoints that this node publishes.
     pub endpoints: Vec<SocketAddr>,
     /// This node's pod ranges.
     pub pod_cidrs: Vec<IpNet>,
+    /// The cluster's pod ranges, as this agent is configured.
+    #[serde(default)]
+    pub cluster_cidrs: Vec<IpNet>,
     /// Whether no pod's packet can leave in clear: filter and unreachable routes are in place.
     pub protected: bool,
     /// Whether the tunnel answers.
@@ -97,6 +107,29 @@ impl AgentStatus {
         } else {
             NodeState::Degraded
         }
+    }
+
+    /// All that makes the node less than well, the worst first; nothing when it is well.
+    pub fn causes(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        if !self.protected {
+            causes.push("pods are not protected".to_owned());
+        }
+        if !self.tunnel.ok {
+            causes.push(self.tunnel.detail.clone());
+        }
+        causes.extend(self.degraded.iter().map(|cause| cause.message.clone()));
+        causes.extend(self.peers.iter().filter_map(|peer| {
+            let cause = peer.degraded.as_ref()?;
+            Some(format!("{}: {}", peer.node, cause.message))
+        }));
+        if !self.registry.ok {
+            causes.push(format!("registry: {}", self.registry.detail));
+        } else if !self.synced {
+            causes.push("not all nodes are known yet".to_owned());
+        }
+        causes.extend(self.problems.iter().cloned());
+        causes
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -18,6 +18,7 @@ use crate::options::Options;
 use crate::saver::Saver;
 use crate::shard::{NEW_TUN_MTU, Shard, ShardParts};
 use crate::state::{STATE_FILE, State};
+use crate::status_socket::{Fixed, KeyFile};
 use crate::time::Now;
 use crate::tun::Tun;
 use crate::udp::Udp;
@@ -40,7 +41,20 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let state_path = (!options.ephemeral).then(|| options.state_dir.join(STATE_FILE));
     let saved = state_path.as_deref().and_then(State::load_or_move_aside);
     let generation = saved.as_ref().is_some_and(|state| !state.generation);
-    let (shard, changed) = make_shard(&options, state_path.as_deref(), saved, generation)?;
+    let private_key = private_key(&options)?;
+    let fixed = Fixed {
+        interface: options.interface.clone(),
+        key_file: (!options.ephemeral)
+            .then(|| key_file(&options.key_file(), &private_key))
+            .flatten(),
+    };
+    let (shard, changed) = make_shard(
+        &options,
+        private_key,
+        state_path.as_deref(),
+        saved,
+        generation,
+    )?;
     let control = shard.control();
 
     let saver = state_path.map(|path| Saver::new(control.clone(), path, generation));
@@ -49,8 +63,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     }
     let shard = spawn_shard(shard)?;
     uapi_server::serve(uapi, control.clone()).context("serve UAPI")?;
-    status_socket::serve(status, control.clone(), options.interface.clone())
-        .context("serve the status")?;
+    status_socket::serve(status, control.clone(), fixed).context("serve the status")?;
 
     let signal = signals.wait().context("wait for signals")?;
     tracing::info!(%signal, "ending; the interface and its routes stay");
@@ -103,17 +116,29 @@ impl Drop for EndOfShard {
     }
 }
 
+fn private_key(options: &Options) -> anyhow::Result<PrivateKey> {
+    Ok(match options.ephemeral {
+        true => PrivateKey::generate()?,
+        false => file::load_or_create(&options.key_file())?,
+    })
+}
+
+/// What can be told of a key's file; nothing where the file system keeps no times.
+fn key_file(path: &Path, key: &PrivateKey) -> Option<KeyFile> {
+    let written = std::fs::metadata(path).and_then(|file| file.modified());
+    Some(KeyFile {
+        public_key: key.public_key(),
+        written: written.ok()?.duration_since(UNIX_EPOCH).ok()?,
+    })
+}
+
 fn make_shard(
     options: &Options,
+    private_key: PrivateKey,
     state_path: Option<&Path>,
     saved: Option<State>,
     generation: bool,
 ) -> anyhow::Result<(Shard, mpsc::Receiver<()>)> {
-    let private_key = if options.ephemeral {
-        PrivateKey::generate()?
-    } else {
-        file::load_or_create(&options.key_file())?
-    };
     let now = Now::read();
     let mark = saved.as_ref().map_or(Duration::ZERO, |s| s.newest_stamp);
     if now.unix < mark {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `version`, `interface`, `pid` | this daemon |
 //! | `public_key`, `listen_port`, `peers` | the device; the key is left out while there is none |
+//! | `key_written_seconds` | Unix time at which the private key's file was written; left out where the key is of no file, or was changed by UAPI since |
 //! | `mtu_bytes` | the TUN's MTU; left out while there is no TUN |
 //! | `uptime_seconds` | since the start |
 //! | `offload` | `none`, until segmentation offload is there |
@@ -26,17 +27,37 @@ use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use warren_keyring::PublicKey;
+
 use crate::control::Control;
 use crate::shard::ShardStatus;
 
 /// How long a client may take to read.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// The key that the daemon started with, and since when there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyFile {
+    /// The key in the file.
+    pub public_key: PublicKey,
+    /// When the file was written, since the Unix epoch.
+    pub written: Duration,
+}
+
+/// What does not change while the daemon runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    /// Name of the interface.
+    pub interface: String,
+    /// The private key's file; none with `--ephemeral`.
+    pub key_file: Option<KeyFile>,
+}
+
 /// Answers every connection with the present state, for ever.
 ///
 /// # Errors
 /// What the kernel says about the thread.
-pub fn serve(listener: UnixListener, control: Control, interface: String) -> io::Result<()> {
+pub fn serve(listener: UnixListener, control: Control, fixed: Fixed) -> io::Result<()> {
     let started = Instant::now();
     thread::Builder::new()
         .name("status".into())
@@ -47,7 +68,7 @@ pub fn serve(listener: UnixListener, control: Control, interface: String) -> io:
                     continue;
                 };
                 let Ok(status) = control.status() else { return };
-                let text = render(&status, &interface, started.elapsed());
+                let text = render(&status, &fixed, started.elapsed());
                 // A client that does not read gets no answer.
                 if client.set_write_timeout(Some(PATIENCE)).is_ok() {
                     let _ = client.write_all(text.as_bytes());
@@ -58,17 +79,21 @@ pub fn serve(listener: UnixListener, control: Control, interface: String) -> io:
 }
 
 /// Writes the lines of the table above.
-pub fn render(status: &ShardStatus, interface: &str, uptime: Duration) -> String {
+pub fn render(status: &ShardStatus, fixed: &Fixed, uptime: Duration) -> String {
     let mut text = String::with_capacity(2048);
     let mut line = |key: &str, value: &dyn std::fmt::Display| {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{key}={value}");
     };
     line("version", &env!("CARGO_PKG_VERSION"));
-    line("interface", &interface);
+    line("interface", &fixed.interface);
     line("pid", &std::process::id());
     if let Some(public_key) = &status.public_key {
         line("public_key", public_key);
+    }
+    let key_file = fixed.key_file.as_ref();
+    if let Some(key_file) = key_file.filter(|f| Some(f.public_key) == status.public_key) {
+        line("key_written_seconds", &key_file.written.as_secs());
     }
     line("listen_port", &status.listen_port);
     line("peers", &status.peers);
@@ -120,9 +145,10 @@ mod tests {
             first: Duration::from_millis(6001),
             last: Duration::from_millis(1001),
         });
-        let status = ShardStatus {
+        let key = PrivateKey::generate().unwrap().public_key();
+        let mut status = ShardStatus {
             newest_stamp: std::time::Duration::ZERO,
-            public_key: None,
+            public_key: Some(key),
             listen_port: 51871,
             peers: 3,
             mtu_bytes: Some(1420),
@@ -132,7 +158,15 @@ mod tests {
             tun_errors: 0,
             peer_paths: vec![path.clone()],
         };
-        let text = render(&status, "warren0", Duration::from_secs(90));
+        let fixed = Fixed {
+            interface: "warren0".to_owned(),
+            key_file: Some(KeyFile {
+                public_key: key,
+                written: Duration::from_secs(1_800_000_000),
+            }),
+        };
+        let text = render(&status, &fixed, Duration::from_secs(90));
+        assert!(text.contains("\nkey_written_seconds=1800000000\n"));
         assert!(
             text.lines()
                 .all(|line| line.split_once('=').is_some_and(|(_, v)| !v.is_empty()))
@@ -144,5 +178,8 @@ mod tests {
         for reason in DropReason::ALL {
             assert!(text.contains(&format!("\ndrop_{}=0\n", reason.as_str())));
         }
+        status.public_key = Some(PrivateKey::generate().unwrap().public_key());
+        let text = render(&status, &fixed, Duration::from_secs(90));
+        assert!(!text.contains("key_written_seconds"));
     }
 }

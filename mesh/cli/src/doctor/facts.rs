@@ -13,8 +13,8 @@ use warren_core::uapi::Device;
 use warren_netlink::{Address, Link, Netlink, NetlinkError, Route, RouteLookupOptions, Rule};
 
 use super::program;
+use crate::Environment;
 use crate::args::DoctorArgs;
-use crate::outcome::Environment;
 use crate::sources::Sources;
 
 /// How long `nft` may take for its listing.

@@ -13,7 +13,6 @@ mod clock;
 mod cni;
 mod daemons;
 mod facts;
-mod finding;
 mod firewall;
 mod kernel;
 mod key;
@@ -28,8 +27,9 @@ mod state;
 pub use finding::{Finding, Severity, count, json, page};
 
 use crate::args::DoctorArgs;
-use crate::outcome::{Environment, Outcome};
+use crate::{Environment, Outcome};
 use facts::Facts;
+use warren_text::finding;
 
 /// Runs `warren doctor`. Exit codes: 0 no error found, 1 at least one.
 pub fn run(args: &DoctorArgs, environment: &Environment) -> Outcome {
@@ -42,7 +42,7 @@ pub fn run(args: &DoctorArgs, environment: &Environment) -> Outcome {
     outcome.stdout = if args.json {
         json(&findings)
     } else {
-        page(&findings)
+        page(&findings, "this node")
     };
     outcome
 }

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::fields::handshake_seconds;
 use super::{NamedDevice, NodeNames};
-use crate::outcome::Environment;
+use crate::Environment;
 use crate::text::{self, Style, clean};
 
 /// Writes devices with an empty line between.

@@ -10,7 +10,7 @@ use warren_core::uapi::{Device, Peer};
 use super::fields::handshake_seconds;
 use super::human::{prefix, secret};
 use super::{NamedDevice, NodeNames};
-use crate::outcome::Environment;
+use crate::Environment;
 use crate::text;
 
 /// Writes devices as an indented JSON object.

@@ -2,8 +2,8 @@
 
 use std::fmt::{Display, Write as _};
 
-use comfy_table::{CellAlignment, Table, presets};
 use warren_core::status::{AgentStatus, Health, NodeState, PeerState, PeerStatus, RejectStatus};
+use warren_text::table::table;
 
 use crate::text::{self, Style, clean};
 
@@ -53,6 +53,9 @@ fn header(status: &AgentStatus) -> String {
     line("state", &state(status));
     let key = status.public_key.map(|key| key.to_base64());
     line("key", key.as_deref().unwrap_or("not known yet"));
+    if let Some(age) = status.key_age_seconds {
+        line("key age", &text::short_duration(age));
+    }
     let endpoints = status.endpoints.iter().copied().map(text::endpoint);
     line("endpoints", &list(endpoints));
     line("podCIDRs", &list(&status.pod_cidrs));
@@ -76,7 +79,11 @@ fn header(status: &AgentStatus) -> String {
     if !drops.is_empty() {
         line("dropped", &format!("{drops} (packets, by rule)"));
     }
-    line("agent", &status.version);
+    let tunnel = status.tunnel_version.as_deref().unwrap_or("not known");
+    line(
+        "versions",
+        &format!("agent {}, tunnel {tunnel}", status.version),
+    );
     let mut word = "problems";
     for problem in &status.problems {
         line(word, problem);
@@ -95,35 +102,12 @@ fn state(status: &AgentStatus) -> String {
         NodeState::Degraded => "degraded",
         NodeState::Failed => "FAILED",
     };
-    let causes = causes(status);
+    let causes = status.causes();
     let first = causes.first().map_or("", String::as_str);
     match causes.len() {
         0 | 1 => format!("{word}: {first}"),
         count => format!("{word}: {first} (and {} more)", count - 1),
     }
-}
-
-/// All that makes a node less than well, the worst first.
-fn causes(status: &AgentStatus) -> Vec<String> {
-    let mut causes = Vec::new();
-    if !status.protected {
-        causes.push("pods are not protected".to_owned());
-    }
-    if !status.tunnel.ok {
-        causes.push(status.tunnel.detail.clone());
-    }
-    causes.extend(status.degraded.iter().map(|cause| cause.message.clone()));
-    causes.extend(status.peers.iter().filter_map(|peer| {
-        let cause = peer.degraded.as_ref()?;
-        Some(format!("{}: {}", peer.node, cause.message))
-    }));
-    if !status.registry.ok {
-        causes.push(format!("registry: {}", status.registry.detail));
-    } else if !status.synced {
-        causes.push("not all nodes are known yet".to_owned());
-    }
-    causes.extend(status.problems.iter().cloned());
-    causes
 }
 
 fn health(health: &Health) -> String {
@@ -141,22 +125,8 @@ fn peers(peers: &[PeerStatus]) -> String {
     }
     let mut peers: Vec<&PeerStatus> = peers.iter().collect();
     peers.sort_by(|a, b| a.node.cmp(&b.node));
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(HEADINGS);
-    for peer in &peers {
-        table.add_row(row(peer));
-    }
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if NUMBERS.contains(&HEADINGS[index]) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    let mut out = String::new();
-    for line in table.lines() {
-        let _ = writeln!(out, "{}", line.trim_end());
-    }
+    let rows = peers.iter().map(|peer| row(peer));
+    let mut out = table(&HEADINGS, &NUMBERS, rows);
     if peers.iter().any(|peer| peer.endpoint.is_none()) {
         out.push_str("(endpoints in parentheses are published, but the tunnel has none yet)\n");
     }

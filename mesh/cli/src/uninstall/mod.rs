@@ -18,8 +18,8 @@ use std::path::PathBuf;
 use warren_core::consts;
 use warren_core::files::NodeFile;
 
+use crate::Outcome;
 use crate::args::UninstallArgs;
-use crate::outcome::Outcome;
 use crate::text::clean;
 
 /// What uninstalling is told and does, step by step.

@@ -70,7 +70,9 @@ pub fn good_status() -> AgentStatus {
         node: "node1".to_owned(),
         state: NodeState::Ok,
         degraded: Vec::new(),
+        tunnel_version: Some("0.1.0".to_owned()),
         public_key: Some(public_key(0x11)),
+        key_age_seconds: Some(3 * 86_400 + 4 * 3600),
         interface: "warren0".to_owned(),
         endpoints: vec![
             "192.0.2.1:51871".parse().unwrap(),
@@ -80,6 +82,7 @@ pub fn good_status() -> AgentStatus {
             "10.244.1.0/24".parse().unwrap(),
             "fd00:1::/64".parse().unwrap(),
         ],
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
         protected: true,
         tunnel: Health {
             ok: true,

@@ -15,20 +15,26 @@ impl Style {
     pub const PLAIN: Self = Self { colour: false };
     /// The colours of `wg`.
     pub const COLOURED: Self = Self { colour: true };
-    pub(crate) const RESET: &'static str = "\x1b[0m";
-    pub(crate) const BOLD: &'static str = "\x1b[1m";
-    pub(crate) const RED: &'static str = "\x1b[31m";
-    pub(crate) const GREEN: &'static str = "\x1b[32m";
-    pub(crate) const YELLOW: &'static str = "\x1b[33m";
-    pub(crate) const CYAN: &'static str = "\x1b[36m";
+    /// Back to no colour.
+    pub const RESET: &'static str = "\x1b[0m";
+    /// Bold.
+    pub const BOLD: &'static str = "\x1b[1m";
+    /// Red.
+    pub const RED: &'static str = "\x1b[31m";
+    /// Green.
+    pub const GREEN: &'static str = "\x1b[32m";
+    /// Yellow.
+    pub const YELLOW: &'static str = "\x1b[33m";
+    /// Cyan.
+    pub const CYAN: &'static str = "\x1b[36m";
 
     /// Returns the sequence, or nothing when output is not coloured.
-    pub(crate) fn code(self, sequence: &'static str) -> &'static str {
+    pub fn code(self, sequence: &'static str) -> &'static str {
         if self.colour { sequence } else { "" }
     }
 
     /// Colours the text.
-    pub(crate) fn paint(self, sequence: &'static str, text: &str) -> String {
+    pub fn paint(self, sequence: &'static str, text: &str) -> String {
         format!("{}{text}{}", self.code(sequence), self.code(Self::RESET))
     }
 }
@@ -125,7 +131,7 @@ pub fn clean(text: &str) -> Cow<'_, str> {
 }
 
 /// Whether a character does something else in a terminal than to appear.
-pub(crate) fn is_unsafe(c: char) -> bool {
+pub fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}')

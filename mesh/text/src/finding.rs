@@ -1,13 +1,14 @@
 //! What a check finds, and how it is shown.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::text::clean;
 
 /// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// As it should be.
@@ -19,10 +20,10 @@ pub enum Severity {
 }
 
 /// One thing that a check found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// The check's name.
-    pub check: &'static str,
+    pub check: Cow<'static, str>,
     /// How bad it is.
     pub severity: Severity,
     /// What was found.
@@ -35,14 +36,14 @@ pub struct Finding {
 
 /// Collects the findings of one check.
 #[derive(Debug)]
-pub(super) struct Check {
+pub struct Check {
     name: &'static str,
     findings: Vec<Finding>,
 }
 
 impl Check {
     /// A check that has found nothing yet.
-    pub(super) fn new(name: &'static str) -> Self {
+    pub fn new(name: &'static str) -> Self {
         Self {
             name,
             findings: Vec::new(),
@@ -50,27 +51,17 @@ impl Check {
     }
 
     /// Notes something that does not work.
-    pub(super) fn error(
-        &mut self,
-        finding: impl Into<String>,
-        meaning: &str,
-        action: impl Into<String>,
-    ) {
+    pub fn error(&mut self, finding: impl Into<String>, meaning: &str, action: impl Into<String>) {
         self.push(Severity::Error, finding.into(), meaning, action.into());
     }
 
     /// Notes something that somebody should look at.
-    pub(super) fn warn(
-        &mut self,
-        finding: impl Into<String>,
-        meaning: &str,
-        action: impl Into<String>,
-    ) {
+    pub fn warn(&mut self, finding: impl Into<String>, meaning: &str, action: impl Into<String>) {
         self.push(Severity::Warning, finding.into(), meaning, action.into());
     }
 
     /// The findings; `well` stands for all where there are none.
-    pub(super) fn done(mut self, well: impl Into<String>) -> Vec<Finding> {
+    pub fn done(mut self, well: impl Into<String>) -> Vec<Finding> {
         if self.findings.is_empty() {
             self.push(Severity::Ok, well.into(), "", String::new());
         }
@@ -79,7 +70,7 @@ impl Check {
 
     fn push(&mut self, severity: Severity, finding: String, meaning: &str, action: String) {
         self.findings.push(Finding {
-            check: self.name,
+            check: Cow::Borrowed(self.name),
             severity,
             finding: clean(&finding).into_owned(),
             meaning: meaning.to_owned(),
@@ -94,8 +85,23 @@ pub fn count(findings: &[Finding], severity: Severity) -> usize {
     of_it.count()
 }
 
-/// The page for people.
-pub fn page(findings: &[Finding]) -> String {
+/// The page for people about a `subject`, such as "this node".
+pub fn page(findings: &[Finding], subject: &str) -> String {
+    let mut out = lines(findings);
+    let (errors, warnings) = (
+        count(findings, Severity::Error),
+        count(findings, Severity::Warning),
+    );
+    // Writing to a string cannot fail.
+    let _ = match (errors, warnings) {
+        (0, 0) => writeln!(out, "\nnothing is wrong with {subject}"),
+        _ => writeln!(out, "\nerrors: {errors}, warnings: {warnings}"),
+    };
+    out
+}
+
+/// The findings for people, up to three lines each.
+pub fn lines<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> String {
     let mut out = String::new();
     for finding in findings {
         let word = match finding.severity {
@@ -111,14 +117,6 @@ pub fn page(findings: &[Finding]) -> String {
             }
         }
     }
-    let (errors, warnings) = (
-        count(findings, Severity::Error),
-        count(findings, Severity::Warning),
-    );
-    let _ = match (errors, warnings) {
-        (0, 0) => writeln!(out, "\nnothing is wrong with this node"),
-        _ => writeln!(out, "\nerrors: {errors}, warnings: {warnings}"),
-    };
     out
 }
 
