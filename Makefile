@@ -35,7 +35,7 @@ bench-cold-start: deps ## how soon a thousand peers are up after a start
 	$(CARGO) build --release -p warren-tunnel -p warren-hostile
 	$(CARGO) test --release -p warren-hostile --test cold_start -- --ignored --nocapture
 
-bench-reconcile: deps ## what a reconcile costs among a thousand peers, at rest and after a join
+bench-reconcile: deps ## what a reconcile costs among WARREN_PEERS=1000 peers, at rest, and what a join does
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab
 	$(CARGO) test --release -p warren-e2e --test scale -- --ignored --nocapture
 

@@ -41,7 +41,7 @@ pub enum FileError {
 }
 
 impl FileError {
-    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io {
             operation,
             path: path.to_owned(),
@@ -90,12 +90,32 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> 
 /// # Errors
 /// [`FileError::Io`]; the old content is then still there.
 pub fn replace_json(path: &Path, document: &impl Serialize, mode: u32) -> Result<(), FileError> {
-    let mut text = serde_json::to_vec_pretty(document).map_err(|source| FileError::Content {
+    replace(path, &to_json(path, document)?, mode)
+}
+
+/// A JSON document for a file, readable by people.
+///
+/// # Errors
+/// [`FileError::Content`] for what JSON has no form for.
+pub fn to_json(path: &Path, document: &impl Serialize) -> Result<Vec<u8>, FileError> {
+    ended(path, serde_json::to_vec_pretty(document))
+}
+
+/// A JSON document in one line.
+///
+/// # Errors
+/// As [`to_json`].
+pub fn to_json_line(path: &Path, document: &impl Serialize) -> Result<Vec<u8>, FileError> {
+    ended(path, serde_json::to_vec(document))
+}
+
+fn ended(path: &Path, text: serde_json::Result<Vec<u8>>) -> Result<Vec<u8>, FileError> {
+    let mut text = text.map_err(|source| FileError::Content {
         path: path.to_owned(),
         source,
     })?;
     text.push(b'\n');
-    replace(path, &text, mode)
+    Ok(text)
 }
 
 /// Reads a file of at most `limit` bytes; `None` when there is none.

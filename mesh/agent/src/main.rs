@@ -27,11 +27,10 @@ use warren_agent::registry::{FileRegistry, KubernetesOptions, KubernetesRegistry
 use warren_agent::run::run;
 use warren_agent::status_server::{self, RemoveOnExit, Source};
 use warren_agent::tunnel_socket::TunnelSocket;
-use warren_core::consts::{AGENT_SOCKET, TUNNEL_SOCKET, VIEW_FILE};
+use warren_agent::view_files::ViewFiles;
+use warren_core::consts::{AGENT_SOCKET, TUNNEL_SOCKET};
 use warren_core::files::SavedView;
 
-/// The view of 5,000 nodes is about 10 MiB.
-const MAX_VIEW_LEN: u64 = 256 * 1024 * 1024;
 /// Where Kubernetes puts the token of a pod's service account.
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
@@ -155,8 +154,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
 /// The last view; a start without it is slower to protect what it knew, and no more.
 fn saved_view(config: &Config) -> SavedView {
-    let path = config.state_dir.join(VIEW_FILE);
-    match files::read_json(&path, MAX_VIEW_LEN) {
+    match ViewFiles::new(&config.state_dir).load() {
         Ok(view) => view.unwrap_or_default(),
         Err(e) => {
             tracing::warn!(error = %e, "start without the saved view");

@@ -235,6 +235,11 @@ fn reconciles(registry: &mut Registry, stats: &Stats) {
         "Reconciles that left something undone",
         stats.failed,
     );
+    counter(
+        "warren_follows",
+        "Times that single nodes' news were applied without a whole reconcile",
+        stats.follows,
+    );
     counter("warren_reconcile_changes", "Changes made", stats.changes);
     counter(
         "warren_key_changes",
@@ -247,6 +252,13 @@ fn reconciles(registry: &mut Registry, stats: &Stats) {
         "warren_reconcile_seconds",
         "Time that all reconciles took",
         total,
+    );
+    let following = Counter::<f64, std::sync::atomic::AtomicU64>::default();
+    following.inc_by(stats.following.as_secs_f64());
+    registry.register(
+        "warren_follow_seconds",
+        "Time that following single nodes' news took",
+        following,
     );
     let last = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
     last.set(stats.last.as_secs_f64());

@@ -2,6 +2,8 @@
 //! drive.
 //!
 //! ```text
+//!   news of a node ---- settle ------------------------------------> due --> follow --+
+//!                                                 not enough: a whole one <----------+
 //!   an event of no hurry -- settle longer, once a second -------+
 //!   an event ----- settle, not before the last outcome allows --+
 //!   the tick ----- now -----------------------------------------+--> due --> reconcile
@@ -12,7 +14,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::reconcile::Touched;
+use crate::reconcile::{Followed, Touched};
 use crate::snapshot::Snapshot;
 
 /// How often everything is looked at whatever happens: a change made by others that raises no
@@ -39,6 +41,8 @@ const PURSE: u32 = 8;
 #[derive(Clone, Debug, Default)]
 pub struct Pace {
     due: Option<Instant>,
+    /// When the registry's news are to be followed.
+    news_due: Option<Instant>,
     not_before: Option<Instant>,
     late_not_before: Option<Instant>,
     failures: u32,
@@ -46,6 +50,25 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// The registry told of a node: soon. Following needs no pause, unless something failed.
+    pub fn handle_news(&mut self, now: Instant) {
+        let at = now + SETTLE;
+        let not_before = self.not_before.filter(|_| self.failures > 0);
+        let at = not_before.map_or(at, |not_before| at.max(not_before));
+        self.news_due = Some(self.news_due.map_or(at, |due| due.min(at)));
+    }
+
+    /// The news were followed; if that was not enough, a whole reconcile is due.
+    pub fn handle_followed(&mut self, now: Instant, followed: Followed) {
+        self.news_due = None;
+        if followed != Followed::Enough {
+            let at = self
+                .not_before
+                .map_or(now, |not_before| now.max(not_before));
+            self.due = Some(self.due.map_or(at, |due| due.min(at)));
+        }
+    }
+
     /// The registry or the kernel told something: soon, but not sooner than the last outcome
     /// allows.
     pub fn handle_event(&mut self, now: Instant) {
@@ -85,9 +108,14 @@ impl Pace {
         !self.tunnel_answers
     }
 
-    /// When to reconcile, if anything asks for it.
+    /// When to reconcile or to follow, if anything asks for it.
     pub fn poll_due(&self) -> Option<Instant> {
-        self.due
+        self.due.into_iter().chain(self.news_due).min()
+    }
+
+    /// Whether a whole reconcile is due; else what is due is to follow the news.
+    pub fn is_whole_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| due <= now)
     }
 
     fn done(&mut self, now: Instant, complete: bool) {
@@ -100,6 +128,7 @@ impl Pace {
         self.not_before = Some(now + backoff.min(MAX_BACKOFF));
         self.late_not_before = Some(now + LATE_SPACING);
         self.due = None;
+        self.news_due = None;
     }
 }
 
@@ -236,6 +265,32 @@ mod tests {
         pace.done(now, false);
         pace.handle_tick(now);
         assert_eq!(pace.poll_due(), Some(now));
+    }
+
+    #[test]
+    fn news_do_not_wait_for_the_reconcile_before_and_one_that_is_not_enough_does() {
+        let mut pace = Pace::default();
+        let now = Instant::now();
+        pace.done(now, true);
+        pace.handle_news(now);
+        pace.handle_news(now + Duration::from_millis(5));
+        assert_eq!(pace.poll_due(), Some(now + SETTLE));
+        assert!(!pace.is_whole_due(now + SETTLE));
+        pace.handle_followed(now + SETTLE, Followed::Enough);
+        assert_eq!(pace.poll_due(), None);
+        pace.handle_news(now + SETTLE);
+        let later = now + SETTLE * 2;
+        pace.handle_followed(later, Followed::Not);
+        assert_eq!(pace.poll_due(), Some(now + SPACING));
+        assert!(!pace.is_whole_due(later) && pace.is_whole_due(now + SPACING));
+        // The tick's own does the news too.
+        pace.handle_news(later);
+        pace.done(later, true);
+        assert_eq!(pace.poll_due(), None);
+        // While something fails, nothing is tried faster than the backoff lets it.
+        pace.done(later, false);
+        pace.handle_news(later);
+        assert_eq!(pace.poll_due(), Some(later + SPACING * 2));
     }
 
     #[test]

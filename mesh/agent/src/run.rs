@@ -14,7 +14,7 @@ use crate::dataplane::DataPlane;
 use crate::host::Host;
 use crate::pace::{Pace, RepairPace, TICK, TUNNEL_TICK};
 use crate::reconcile::Reconciler;
-use crate::registry::NodeRegistry;
+use crate::registry::{NodeRegistry, RegistryReport};
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 
@@ -49,10 +49,16 @@ pub async fn run<H: Host, D: DataPlane, S: Store>(
         tokio::select! {
             () = &mut stop => return,
             report = registry.next() => {
+                match report {
+                    RegistryReport::Event(_) => pace.handle_news(now()),
+                    RegistryReport::Troubles(_) => pace.handle_event(now()),
+                }
                 reconciler.handle_report(report);
-                pace.handle_event(now());
             }
             event = events.next() => {
+                if reconciler.is_echo(&event) {
+                    continue;
+                }
                 if ours.is_tunnel(&event) {
                     // A tunnel that was started anew may not have all of its peers.
                     pace.handle_late_event(now());
@@ -87,6 +93,11 @@ pub async fn run<H: Host, D: DataPlane, S: Store>(
                 }
             }
             () = sleep_until_due(pace.poll_due()) => {
+                if !pace.is_whole_due(now()) {
+                    let followed = reconciler.follow().await;
+                    pace.handle_followed(now(), followed);
+                    continue;
+                }
                 if std::mem::take(&mut look_for_foreign) {
                     reconciler.look_for_foreign_routes().await;
                 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -12,6 +12,28 @@ use warren_keyring::PublicKey;
 
 use crate::dataplane::DeviceState;
 use crate::host::Underlay;
+
+/// A plan that is followed in place: whoever has a snapshot of it sees it go on, and nobody copies a
+/// thousand nodes for one that joins.
+#[derive(Clone, Debug, Default)]
+pub struct LivePlan(Arc<RwLock<Plan>>);
+
+impl LivePlan {
+    /// A plan that was made anew.
+    pub fn new(plan: Plan) -> Self {
+        Self(Arc::new(RwLock::new(plan)))
+    }
+
+    /// The plan as it is now, which stays so until the result is dropped.
+    pub fn read(&self) -> RwLockReadGuard<'_, Plan> {
+        // Whoever panicked over it left a plan: each change of it is whole.
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Plan> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// The outcome of a reconcile.
 #[derive(Clone, Debug)]
@@ -37,7 +59,7 @@ pub struct Snapshot {
     /// What needs attention.
     pub problems: Vec<String>,
     /// The plan that holds.
-    pub plan: Arc<Plan>,
+    pub plan: LivePlan,
     /// The device as last read.
     pub device: Option<DeviceState>,
     /// Packets that the filter dropped, by rule.
@@ -53,6 +75,8 @@ pub struct Snapshot {
 pub struct Stats {
     /// How many there were.
     pub reconciles: u64,
+    /// How many times single nodes' news were followed besides, without a look at the others.
+    pub follows: u64,
     /// How many repairs of single things there were besides, because the kernel told of a change.
     pub repairs: u64,
     /// How many left something undone.
@@ -61,7 +85,9 @@ pub struct Stats {
     pub changes: u64,
     /// How many changes of known nodes' keys were believed.
     pub key_changes: u64,
-    /// The time that all took together.
+    /// The time that all following took together.
+    pub following: Duration,
+    /// The time that all reconciles took together.
     pub total: Duration,
     /// The time that the last one took.
     pub last: Duration,

@@ -47,8 +47,9 @@ pub fn build(
         .flat_map(|d| &d.peers)
         .map(|peer| (&peer.public_key, peer))
         .collect();
-    let notices = &snapshot.plan.notices;
-    let peers = snapshot.plan.accepted.iter().map(|(name, node)| {
+    let plan = snapshot.plan.read();
+    let notices = &plan.notices;
+    let peers = plan.accepted.iter().map(|(name, node)| {
         let mut status = peer(
             name,
             node,
@@ -69,16 +70,12 @@ pub fn build(
         }
         status
     });
-    let rejected = snapshot
-        .plan
-        .rejects
-        .iter()
-        .map(|(name, reject)| RejectStatus {
-            node: name.clone(),
-            reason: reject.reason().into(),
-            message: reject.to_string(),
-            waiting: reject.is_waiting(),
-        });
+    let rejected = plan.rejects.iter().map(|(name, reject)| RejectStatus {
+        node: name.clone(),
+        reason: reject.reason().into(),
+        message: reject.to_string(),
+        waiting: reject.is_waiting(),
+    });
     let down = snapshot.underlay.down.iter().map(|device| {
         let device = device.clone();
         DegradedStatus::from(&DegradedCause::LinkDown { device })

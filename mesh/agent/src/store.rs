@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use warren_core::consts::{NODE_FILE, TRUSTED_DIR, VIEW_FILE};
-use warren_core::files::{NodeFile, SavedView, TRUSTED_SUFFIX};
+use warren_core::consts::{NODE_FILE, TRUSTED_DIR};
+use warren_core::files::{NodeFile, SavedView, TRUSTED_SUFFIX, ViewChange};
 use warren_core::{NodeName, Pinning};
 use warren_keyring::PublicKey;
 
 use crate::cni_chain::Prober;
 use crate::config::Config;
 use crate::files::FileError;
+use crate::view_files::ViewFiles;
 use crate::{cni_config, files};
 
 /// The agent's own files are nobody else's matter.
@@ -25,6 +26,13 @@ pub trait Store {
     /// # Errors
     /// [`FileError`]; the view kept before is then still there.
     fn save_view(&mut self, view: &SavedView) -> Result<(), FileError>;
+
+    /// Adds a change to the view that was kept last, and returns whether that could be: the whole view
+    /// is to be kept first otherwise. The work is that of the change alone.
+    ///
+    /// # Errors
+    /// [`FileError`]; whether the change is kept is not known then.
+    fn add_to_view(&mut self, change: &ViewChange) -> Result<bool, FileError>;
 
     /// Tells the CNI plugin of this node.
     ///
@@ -48,9 +56,10 @@ pub trait Store {
 }
 
 /// The files of the configuration's directories.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Disk {
     config: Config,
+    view: ViewFiles,
     plugins: Prober,
 }
 
@@ -58,13 +67,21 @@ impl Disk {
     /// The directories of this configuration.
     pub fn new(config: Config) -> Self {
         let plugins = Prober::new(config.cni_bin_dir.clone());
-        Self { config, plugins }
+        Self {
+            view: ViewFiles::new(&config.state_dir),
+            config,
+            plugins,
+        }
     }
 }
 
 impl Store for Disk {
     fn save_view(&mut self, view: &SavedView) -> Result<(), FileError> {
-        files::replace_json(&self.config.state_dir.join(VIEW_FILE), view, FILE_MODE)
+        self.view.save(view)
+    }
+
+    fn add_to_view(&mut self, change: &ViewChange) -> Result<bool, FileError> {
+        self.view.add(change)
     }
 
     fn save_node(&mut self, file: &NodeFile) -> Result<(), FileError> {

@@ -86,6 +86,8 @@ fn the_kernel_takes_it_and_every_foreign_change_is_seen() {
             "nft flush ruleset",
             "nft flush chain inet warren egress",
             "nft add element inet warren own_v4 '{ 203.0.113.0/24 }'",
+            "nft add element inet warren peer_v4 '{ 203.0.113.9 }'",
+            "nft delete element inet warren peer_v6 '{ 2001:db8:b::3 }'",
             "nft delete element inet warren pod_v6 '{ fd00:10:244::/48 }'",
             "nft insert rule inet warren ingress accept",
             "nft add rule inet warren egress accept",
@@ -205,11 +207,42 @@ fn other_peer_addresses_change_elements_and_no_rule() {
         }
         let sets = sh("nft list set inet warren own_v4; nft list set inet warren peer_v4");
         assert!(!sets.contains("192.0.2.1"), "{sets}");
-        assert!(sets.contains("203.0.113.1-203.0.113.200"), "{sets}");
+        assert!(sets.contains("203.0.113.200"), "{sets}");
         // A hole that was made since the last look is no part of what is kept.
         sh("nft insert rule inet warren egress accept");
         filter.apply(&spec()).await.unwrap();
         assert_eq!(filter.observe().await.unwrap(), Some(spec()));
         assert!(!sh("nft list chain inet warren egress").contains("\taccept\n"));
+    });
+}
+
+#[test]
+fn single_peer_addresses_come_and_go_and_whoever_else_changes_them_is_seen() {
+    in_namespace(async || {
+        let mut filter = Filter::new();
+        filter.apply(&spec()).await.unwrap();
+        assert_eq!(filter.observe().await.unwrap(), Some(spec()));
+        let nets = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect();
+        let joined = nets(&["203.0.113.7/32", "2001:db8:b::7/128"]);
+        filter.change_peers(&joined, &nets(&[])).unwrap();
+        assert!(filter.is_as_loaded(), "our own change is known as such");
+        let mut more = spec();
+        more.peer_addresses.extend(&joined);
+        assert_eq!(filter.observe().await.unwrap(), Some(more.clone()));
+        let sets = || sh("nft list set inet warren peer_v4; nft list set inet warren peer_v6");
+        assert!(sets().contains("203.0.113.7") && sets().contains("2001:db8:b::7"));
+        sh("nft add table inet other");
+        assert!(!filter.is_as_loaded(), "somebody changed something");
+        assert_eq!(filter.observe().await.unwrap(), Some(more));
+        filter.change_peers(&nets(&[]), &joined).unwrap();
+        assert_eq!(filter.observe().await.unwrap(), Some(spec()));
+        assert!(!sets().contains("203.0.113.7") && !sets().contains("2001:db8:b::7"));
+        // What is not there cannot be taken out: nothing has changed then.
+        let missing = nets(&["203.0.113.8/32"]);
+        assert!(filter.change_peers(&joined, &missing).is_err());
+        assert_eq!(filter.observe().await.unwrap(), Some(spec()));
+        sh("nft flush set inet warren peer_v4");
+        assert_eq!(filter.observe().await.unwrap(), None);
+        assert!(filter.change_peers(&joined, &nets(&[])).is_err());
     });
 }

@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use warren_agent::config::{Config, Surroundings, load};
-use warren_agent::dataplane::{DataPlane, DataPlaneError, DeviceState};
+use warren_agent::dataplane::{DataPlane, DataPlaneError, DeviceState, set_request};
 use warren_agent::host::{Host, HostError, Underlay, UnderlayQuery};
-use warren_agent::reconcile::{Reconciler, Touched};
+use warren_agent::reconcile::{Followed, Reconciler, Touched};
 use warren_agent::registry::{NodeRegistry, OwnRecord, RegistryError, RegistryReport};
 use warren_agent::snapshot::Snapshot;
 use warren_agent::status::{self, TunnelView};
 use warren_agent::tunnel_socket::TunnelReport;
+use warren_agent::view_files::ViewFiles;
 use warren_core::consts::annotation;
 use warren_core::degraded::WayTrouble;
 use warren_core::files::{NodeFile, SavedView};
@@ -43,6 +44,18 @@ struct World {
     /// The tunnel does what it is told, and the agent never hears of it.
     never_answers: bool,
     published: Vec<OwnRecord>,
+    work: Work,
+}
+
+/// What was asked of the node, other than changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Work {
+    /// How often all of the kernel was read: routes, rules, the filter.
+    kernel_dumps: usize,
+    /// How often all peers were read.
+    tunnel_dumps: usize,
+    /// How many routes of the underlay were looked up.
+    look_ups: usize,
 }
 
 #[derive(Clone)]
@@ -66,6 +79,7 @@ impl Host for Shared {
     }
 
     async fn observe(&mut self) -> Result<ObservedState, HostError> {
+        self.world().work.kernel_dumps += 1;
         Ok(ObservedState {
             peers: None,
             ..self.world().state.clone()
@@ -85,7 +99,8 @@ impl Host for Shared {
     }
 
     async fn underlay(&mut self, query: &UnderlayQuery) -> Result<Underlay, HostError> {
-        let world = self.world();
+        let mut world = self.world();
+        world.work.look_ups += query.endpoints.len();
         let known = |e: &&IpAddr| query.endpoints.contains(*e);
         let path_mtu = world.path_mtu.iter().filter(|(e, _)| known(e));
         let addresses: &[&str] = if world.no_default_route {
@@ -109,13 +124,12 @@ impl Host for Shared {
 
 impl DataPlane for Shared {
     async fn observe(&mut self) -> Result<DeviceState, DataPlaneError> {
-        self.world()
-            .device
-            .clone()
-            .ok_or_else(|| DataPlaneError::Connect {
-                path: "/nowhere".into(),
-                source: std::io::ErrorKind::NotFound.into(),
-            })
+        let mut world = self.world();
+        world.work.tunnel_dumps += 1;
+        world.device.clone().ok_or_else(|| DataPlaneError::Connect {
+            path: "/nowhere".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        })
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Result<(), DataPlaneError> {
@@ -194,13 +208,29 @@ impl Node {
 
     /// The agent starts again: the kernel, the tunnel and the files are as they were.
     fn restart(self) -> Self {
-        let saved = self.read("state/view.json").unwrap_or_default();
+        let saved = ViewFiles::new(&self.dir.path().join("state")).load();
+        let saved = saved.unwrap().unwrap_or_default();
         self.shared.world().done.clear();
         Self::start(self.dir, self.shared, saved)
     }
 
     async fn reconcile(&mut self) -> Snapshot {
         self.reconciler.reconcile(&mut self.shared).await
+    }
+
+    async fn follow(&mut self) -> Followed {
+        self.reconciler.follow().await
+    }
+
+    /// A node that has its tunnel and these peers, and nothing left to do.
+    async fn with_peers(views: Vec<NodeView>) -> Self {
+        let mut node = Self::new();
+        node.start_tunnel();
+        node.event(RegistryEvent::Synced(views));
+        node.reconcile().await;
+        assert!(node.reconcile().await.settled);
+        node.done();
+        node
     }
 
     fn event(&mut self, event: RegistryEvent) {
@@ -315,7 +345,7 @@ async fn peers_wait_for_the_nodes_own_key() {
     let (view, _) = peer(2);
     node.event(RegistryEvent::Synced(vec![view]));
     let snapshot = node.reconcile().await;
-    assert!(snapshot.protected && snapshot.plan.accepted.is_empty());
+    assert!(snapshot.protected && snapshot.plan.read().accepted.is_empty());
 }
 
 #[tokio::test]
@@ -413,7 +443,7 @@ async fn a_restart_without_the_registry_keeps_the_peers() {
     let snapshot = node.reconcile().await;
     assert!(!snapshot.synced);
     assert_eq!(node.peers(), BTreeSet::from([key]));
-    assert_eq!(snapshot.plan.accepted.len(), 1);
+    assert_eq!(snapshot.plan.read().accepted.len(), 1);
 }
 
 #[tokio::test]
@@ -594,6 +624,7 @@ async fn a_force_endpoint_of_this_node_decides_its_family() {
     let snapshot = node.reconcile().await;
     let planned: Vec<_> = snapshot
         .plan
+        .read()
         .accepted
         .values()
         .map(|node| node.endpoint)
@@ -622,7 +653,8 @@ async fn the_end_of_an_earlier_life_of_this_node_does_not_take_its_present_entry
     node.event(RegistryEvent::Synced(vec![own.clone(), peer(2).0]));
     node.event(ended(&before));
     let families = |snapshot: &Snapshot| -> Vec<bool> {
-        let planned = snapshot.plan.accepted.values();
+        let plan = snapshot.plan.read();
+        let planned = plan.accepted.values();
         planned.map(|node| node.endpoint.is_ipv6()).collect()
     };
     assert_eq!(families(&node.reconcile().await), [true]);
@@ -639,6 +671,7 @@ async fn the_mtu_of_a_peers_route_is_that_of_the_way_to_it() {
     let snapshot = node.reconcile().await;
     let mtus: Vec<u32> = snapshot
         .plan
+        .read()
         .accepted
         .values()
         .map(|node| node.mtu_bytes)
@@ -772,7 +805,16 @@ async fn a_narrow_place_that_only_the_tunnel_knows_of_lowers_the_routes_mtu() {
     node.start_tunnel();
     let (view, key) = peer(2);
     node.event(RegistryEvent::Synced(vec![view]));
-    let mtu = |snapshot: &Snapshot| snapshot.plan.accepted.values().next().unwrap().mtu_bytes;
+    let mtu = |snapshot: &Snapshot| {
+        snapshot
+            .plan
+            .read()
+            .accepted
+            .values()
+            .next()
+            .unwrap()
+            .mtu_bytes
+    };
     let wide = mtu(&node.reconcile().await);
     let device = |node: &mut Node, proven: Option<u32>| {
         let mut world = node.shared.world();
@@ -896,4 +938,184 @@ async fn the_metrics_have_the_exporters_names_and_labels() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
     }
+}
+
+/// Node `n` of a large cluster, in no other's way.
+fn far(n: usize) -> NodeView {
+    let key = PrivateKey::generate().unwrap().public_key();
+    NodeView {
+        name: format!("far-{n}"),
+        uid: NodeUid(format!("life-{n}")),
+        pod_cidrs: vec![
+            format!("10.244.{}.{}/28", 100 + n / 16, n % 16 * 16),
+            format!("fd00:10:244:{:x}::/64", 0x1000 + n),
+        ],
+        addresses: vec![format!("172.16.{}.{}", n / 250, n % 250 + 1)],
+        annotations: BTreeMap::from([(annotation::PUBLIC_KEY.into(), key.to_base64())]),
+    }
+}
+
+fn gone(view: &NodeView) -> RegistryEvent {
+    RegistryEvent::Deleted {
+        name: view.name.clone(),
+        uid: view.uid.clone(),
+    }
+}
+
+/// What one event costs: what is read, what is asked of the tunnel in bytes, the other changes, and the
+/// bytes that the disk gets.
+#[derive(Debug, PartialEq, Eq)]
+struct Cost {
+    work: Work,
+    uapi_bytes: usize,
+    changes: Vec<String>,
+    kept_bytes: u64,
+    view_written: bool,
+}
+
+/// Counted, not timed: a machine that is busy does not change it.
+#[tokio::test]
+async fn a_node_that_joins_changes_or_leaves_is_the_same_work_among_ten_peers_and_a_thousand() {
+    let mut costs = Vec::new();
+    let (joined, key) = peer(2);
+    for peers in [10, 1000] {
+        let mut node = Node::with_peers((0..peers).map(far).collect()).await;
+        let mut moved = joined.clone();
+        let endpoint = "192.0.2.22:51871".to_owned();
+        moved
+            .annotations
+            .insert(annotation::ENDPOINT.into(), endpoint);
+        let events = [
+            RegistryEvent::Applied(joined.clone()),
+            RegistryEvent::Applied(moved.clone()),
+            gone(&moved),
+        ];
+        let file = |node: &Node, name: &str| {
+            let path = node.dir.path().join("state").join(name);
+            let file = std::fs::read(path).unwrap_or_default();
+            (file.len() as u64, file)
+        };
+        let mut of_events = Vec::new();
+        for event in events {
+            node.shared.world().work = Work::default();
+            let (whole, kept) = (
+                file(&node, "view.json").1,
+                file(&node, "view.json.changes").0,
+            );
+            node.event(event);
+            assert_eq!(node.follow().await, Followed::Enough);
+            let done = node.done();
+            let brief = |change: &Change| format!("{change:?}");
+            of_events.push(Cost {
+                work: node.shared.world().work,
+                uapi_bytes: set_request(&done).to_text().len(),
+                changes: done.iter().map(brief).collect(),
+                kept_bytes: file(&node, "view.json.changes").0 - kept,
+                view_written: file(&node, "view.json").1 != whole,
+            });
+        }
+        for cost in &of_events {
+            assert!(!cost.changes.is_empty() && !cost.view_written, "{cost:?}");
+            assert!(
+                !cost.changes.iter().any(|c| c.contains("SetFilter")),
+                "{cost:?}"
+            );
+            assert_eq!(
+                cost.work.kernel_dumps + cost.work.tunnel_dumps,
+                0,
+                "{cost:?}"
+            );
+        }
+        assert_eq!(of_events[0].work.look_ups, 1);
+        assert!(!node.peers().contains(&key));
+        costs.push(of_events);
+        // And the whole look finds nothing left to do.
+        assert!(node.reconcile().await.settled);
+        assert_eq!(node.done(), []);
+    }
+    assert_eq!(costs[0], costs[1]);
+}
+
+#[tokio::test]
+async fn what_was_followed_is_in_the_status_at_once() {
+    let mut node = Node::with_peers(vec![peer(3).0]).await;
+    let snapshot = node.reconcile().await;
+    let (view, key) = peer(2);
+    node.event(RegistryEvent::Applied(view));
+    assert_eq!(node.follow().await, Followed::Enough);
+    let config = config(node.dir.path());
+    let device = node.shared.world().device.clone();
+    let status = status::build(
+        &config,
+        &snapshot,
+        &tunnel(device.as_ref()),
+        SystemTime::now(),
+    );
+    assert_eq!(status.peers[0].public_key, key);
+    assert_ne!(status.peers[0].state, PeerState::Unknown);
+}
+
+#[tokio::test]
+async fn what_is_not_a_single_nodes_matter_is_left_to_a_whole_reconcile() {
+    // Nothing is followed before the first full view, and nothing before the node was seen to be well.
+    let mut node = Node::new();
+    node.start_tunnel();
+    node.event(RegistryEvent::Applied(peer(2).0));
+    assert_eq!(node.follow().await, Followed::Not);
+    node.reconcile().await;
+    node.event(RegistryEvent::Applied(peer(3).0));
+    assert_eq!(node.follow().await, Followed::Not);
+    node.event(RegistryEvent::Synced(vec![peer(3).0]));
+    assert_eq!(node.follow().await, Followed::Not);
+
+    let mut node = Node::with_peers(vec![peer(3).0]).await;
+    let mut thief = peer(2).0;
+    thief.pod_cidrs = vec!["10.244.3.0/25".into()];
+    node.event(RegistryEvent::Applied(thief));
+    assert_eq!(node.follow().await, Followed::Not);
+    assert_eq!(node.done(), []);
+    let snapshot = node.reconcile().await;
+    assert_eq!(snapshot.plan.read().rejects.len(), 1);
+    // This node's own entry concerns every peer.
+    node.event(RegistryEvent::Applied(peer(1).0));
+    assert_eq!(node.follow().await, Followed::Not);
+}
+
+#[tokio::test]
+async fn a_change_that_fails_while_following_is_made_good_by_a_whole_reconcile() {
+    let mut node = Node::with_peers(vec![peer(3).0]).await;
+    node.shared.world().refuse = Some(|change| matches!(change, Change::SetRoute { .. }));
+    let (view, key) = peer(2);
+    node.event(RegistryEvent::Applied(view));
+    assert_eq!(node.follow().await, Followed::Failed);
+    node.shared.world().refuse = None;
+    // Until a whole reconcile has looked at the node, nothing more is followed.
+    node.event(RegistryEvent::Applied(peer(4).0));
+    assert_eq!(node.follow().await, Followed::Not);
+    let snapshot = node.reconcile().await;
+    assert!(snapshot.settled && snapshot.protected);
+    assert!(node.peers().contains(&key) && node.peers().len() == 3);
+    assert!(node.reconcile().await.settled);
+    node.done();
+    node.event(RegistryEvent::Applied(peer(5).0));
+    assert_eq!(node.follow().await, Followed::Enough);
+}
+
+/// The agent is killed before anything but the line of what it followed is on the disk.
+#[tokio::test]
+async fn a_node_that_was_followed_is_an_incumbent_after_a_crash() {
+    let mut node = Node::with_peers(vec![peer(3).0]).await;
+    let (view, key) = peer(2);
+    node.event(RegistryEvent::Applied(view.clone()));
+    assert_eq!(node.follow().await, Followed::Enough);
+    let mut node = node.restart();
+    let mut thief = peer(4).0;
+    thief.pod_cidrs.clone_from(&view.pod_cidrs);
+    node.reconcile().await;
+    assert!(node.peers().contains(&key));
+    node.event(RegistryEvent::Synced(vec![view, thief, peer(3).0]));
+    let snapshot = node.reconcile().await;
+    let plan = snapshot.plan.read();
+    assert!(plan.desired.peers.contains_key(&key));
+    assert!(plan.rejects.contains_key("node-4"), "{:?}", plan.rejects);
 }

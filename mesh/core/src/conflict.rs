@@ -6,11 +6,11 @@
 //! to this node is another question ([`own_reject`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use warren_keyring::PublicKey;
 
+use crate::claims::{Claim, claims};
 use crate::node::{NodeName, NodeRecord, overlap};
 use crate::plan::LocalNode;
 use crate::reject::{NodeNotice, NodeReject};
@@ -22,15 +22,6 @@ pub(crate) struct Verdict {
     pub(crate) notices: BTreeMap<NodeName, NodeNotice>,
     /// Address claims that are not granted.
     pub(crate) denied_addresses: BTreeSet<(NodeName, IpAddr)>,
-}
-
-/// Something that only one node may have.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Claim {
-    Key(PublicKey),
-    PodCidr(IpNet),
-    Endpoint(SocketAddr),
-    Address(IpAddr),
 }
 
 /// Two nodes that claim the same thing, each with its own claim (podCIDRs may differ and overlap).
@@ -112,15 +103,6 @@ pub(crate) fn own_reject(
     verdict.rejects.remove(&local.name)
 }
 
-impl Claim {
-    fn clashes(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::PodCidr(a), Self::PodCidr(b)) => overlap(a, b),
-            _ => self == other,
-        }
-    }
-}
-
 impl Verdict {
     fn refuse(&mut self, loser: &(&NodeName, Claim), winner: &(&NodeName, Claim)) {
         let (name, with) = (loser.0.clone(), winner.0.clone());
@@ -182,15 +164,6 @@ fn against_local(local: &LocalNode, record: &NodeRecord, verdict: &mut Verdict) 
             verdict.refuse(&(&record.name, Claim::Address(*address)), &me);
         }
     }
-}
-
-fn claims(record: &NodeRecord) -> BTreeSet<Claim> {
-    let mut out = BTreeSet::from([Claim::Key(record.public_key)]);
-    out.extend(record.next_public_key.map(Claim::Key));
-    out.extend(record.pod_cidrs.iter().copied().map(Claim::PodCidr));
-    out.extend(record.endpoints.iter().copied().map(Claim::Endpoint));
-    out.extend(record.addresses.iter().copied().map(Claim::Address));
-    out
 }
 
 /// All pairs of nodes that claim the same thing. Work grows with the claims, not with the pairs of

@@ -25,6 +25,48 @@ pub struct SavedView {
     pub applied_endpoints: BTreeMap<PublicKey, SocketAddr>,
 }
 
+/// A change of a [`SavedView`]: what is appended to it between two writes of the whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewChange {
+    /// The nodes that are not as they were.
+    #[serde(default)]
+    pub nodes: Vec<NodeChange>,
+    /// The endpoints given since, none for what is no longer known to have been given.
+    #[serde(default)]
+    pub applied_endpoints: BTreeMap<PublicKey, Option<SocketAddr>>,
+}
+
+/// A node of a [`ViewChange`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeChange {
+    /// The node's name.
+    pub name: String,
+    /// What the registry tells of it; none when it is gone.
+    #[serde(default)]
+    pub view: Option<NodeView>,
+    /// The record that was accepted, if any.
+    #[serde(default)]
+    pub incumbent: Option<NodeRecord>,
+}
+
+impl SavedView {
+    /// Makes a change to the view.
+    pub fn apply(&mut self, change: ViewChange) {
+        for node in change.nodes {
+            self.views.retain(|view| view.name != node.name);
+            self.views.extend(node.view);
+            self.incumbents.retain(|r| r.name.as_str() != node.name);
+            self.incumbents.extend(node.incumbent);
+        }
+        for (key, endpoint) in change.applied_endpoints {
+            match endpoint {
+                Some(endpoint) => drop(self.applied_endpoints.insert(key, endpoint)),
+                None => drop(self.applied_endpoints.remove(&key)),
+            }
+        }
+    }
+}
+
 /// This node's record for the CNI plugin (`node.json`, 0600), written by the agent before the CNI
 /// configuration appears.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

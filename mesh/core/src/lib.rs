@@ -17,12 +17,14 @@
 #![forbid(unsafe_code)]
 
 pub mod allowed_ips;
+mod claims;
 mod conflict;
 pub mod consts;
 pub mod degraded;
 pub mod diff;
 pub mod endpoint;
 pub mod files;
+pub mod follow;
 pub mod kubernetes;
 pub mod mtu;
 pub mod node;
@@ -37,6 +39,7 @@ pub mod uapi;
 pub use allowed_ips::AllowedIps;
 pub use diff::{Removals, diff};
 pub use endpoint::Endpoints;
+pub use follow::PlanPart;
 pub use node::{MeshRanges, NodeName, NodeRecord, NodeUid, NodeView};
 pub use plan::{KeyChange, LocalNode, Pinning, Plan, PlanInput, Settings, plan};
 pub use planner::{Planner, RegistryEvent};

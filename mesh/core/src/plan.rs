@@ -2,7 +2,7 @@
 //! input.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use warren_keyring::PublicKey;
@@ -146,7 +146,7 @@ pub struct PlannedNode {
     /// The node.
     pub record: NodeRecord,
     /// The endpoint of the chosen family.
-    pub endpoint: std::net::SocketAddr,
+    pub endpoint: SocketAddr,
     /// The largest inner packet to it, in bytes.
     pub mtu_bytes: u32,
     /// Its addresses that the tunnel reaches.
@@ -211,10 +211,7 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
             out.rejects.insert(name.as_str().into(), reject.clone());
             continue;
         }
-        let Some(endpoint) = local
-            .endpoints
-            .towards(&record.endpoints, local.name < name)
-        else {
+        let Some((endpoint, mtu_bytes)) = way_to(settings, local, input.path_mtu, &record) else {
             let reject = NodeReject::NoCommonFamily {
                 ours: local.endpoints.to_string(),
                 theirs: record.endpoints.to_string(),
@@ -222,14 +219,6 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
             out.rejects.insert(name.as_str().into(), reject);
             continue;
         };
-        let ours = input
-            .path_mtu
-            .get(&endpoint.ip())
-            .copied()
-            .unwrap_or(local.underlay_mtu_bytes);
-        let underlay = record.mtu.map_or(ours, |theirs| ours.min(theirs));
-        let mtu_bytes =
-            inner_mtu(underlay, endpoint.ip()).min(settings.mtu_bytes.unwrap_or(u32::MAX));
         let denied = |a: &IpAddr| verdict.denied_addresses.contains(&(name.clone(), *a));
         let addresses = record
             .addresses
@@ -274,8 +263,25 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
     out
 }
 
+/// The endpoint that this node sends to, and the largest inner packet in bytes; `None` without a
+/// family that both have.
+pub(crate) fn way_to(
+    settings: &Settings,
+    local: &LocalNode,
+    path_mtu: &BTreeMap<IpAddr, u32>,
+    record: &NodeRecord,
+) -> Option<(SocketAddr, u32)> {
+    let self_first = local.name < record.name;
+    let endpoint = local.endpoints.towards(&record.endpoints, self_first)?;
+    let ours = path_mtu.get(&endpoint.ip()).copied();
+    let ours = ours.unwrap_or(local.underlay_mtu_bytes);
+    let underlay = record.mtu.map_or(ours, |theirs| ours.min(theirs));
+    let mtu_bytes = inner_mtu(underlay, endpoint.ip()).min(settings.mtu_bytes.unwrap_or(u32::MAX));
+    Some((endpoint, mtu_bytes))
+}
+
 /// The key that a node was accepted with last in this life of it, if it now has another one.
-fn other_key(
+pub(crate) fn other_key(
     record: &NodeRecord,
     incumbents: &BTreeMap<NodeName, NodeRecord>,
 ) -> Option<PublicKey> {
@@ -348,16 +354,10 @@ fn desired(
     accepted: &BTreeMap<NodeName, PlannedNode>,
 ) -> DesiredState {
     let tunnel: BTreeSet<IpAddr> = local.pod_cidrs.iter().map(tunnel_address).collect();
-    let src = |ipv6: bool| tunnel.iter().copied().find(|a| a.is_ipv6() == ipv6);
-    let default_mtu = inner_mtu(local.underlay_mtu_bytes.max(1), IpAddr::V6([0; 16].into()));
-    let largest = accepted
-        .values()
-        .map(|n| n.mtu_bytes)
-        .max()
-        .unwrap_or(default_mtu);
+    let largest = accepted.values().map(|n| n.mtu_bytes).max();
     let mut out = DesiredState {
-        filter: filter(settings, local, src(false), src(true)),
-        mtu_bytes: settings.mtu_bytes.unwrap_or(largest),
+        filter: filter(settings, local, source(local, false), source(local, true)),
+        mtu_bytes: tunnel_mtu(settings, local, largest),
         addresses: tunnel.iter().copied().map(host_prefix).collect(),
         ..DesiredState::default()
     };
@@ -382,17 +382,32 @@ fn desired(
         })
         .collect();
     for node in accepted.values() {
-        add_node(&mut out, node, &src, settings.persistent_keepalive);
+        add_node(&mut out, node, settings, local);
     }
     out
 }
 
-fn add_node(
+/// The MTU in bytes of the tunnel's interface; `largest` is that of all peers.
+pub(crate) fn tunnel_mtu(settings: &Settings, local: &LocalNode, largest: Option<u32>) -> u32 {
+    let unknown = || inner_mtu(local.underlay_mtu_bytes.max(1), IpAddr::V6([0; 16].into()));
+    let largest = largest.unwrap_or_else(unknown);
+    settings.mtu_bytes.unwrap_or(largest)
+}
+
+/// The source of the node's own packets into the tunnel, of a family.
+fn source(local: &LocalNode, ipv6: bool) -> Option<IpAddr> {
+    let addresses = local.pod_cidrs.iter().map(tunnel_address);
+    addresses.filter(|a| a.is_ipv6() == ipv6).min()
+}
+
+/// Adds what a node is given: its peer, its routes, and its addresses in the filter.
+pub(crate) fn add_node(
     out: &mut DesiredState,
     node: &PlannedNode,
-    src: &impl Fn(bool) -> Option<IpAddr>,
-    persistent_keepalive: u16,
+    settings: &Settings,
+    local: &LocalNode,
 ) {
+    let src = |ipv6| source(local, ipv6);
     let target = |net: &IpNet| RouteTarget::Tunnel {
         src: src(net.addr().is_ipv6()),
         mtu_bytes: Some(node.mtu_bytes),
@@ -432,7 +447,7 @@ fn add_node(
     let peer = DesiredPeer {
         endpoint: node.endpoint,
         allowed_ips,
-        persistent_keepalive,
+        persistent_keepalive: settings.persistent_keepalive,
     };
     out.peers.insert(node.record.public_key, peer);
 }

@@ -12,7 +12,7 @@
 //!
 //! A registry that goes away says nothing, and so nothing changes: the last good view holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use warren_keyring::PublicKey;
@@ -20,8 +20,10 @@ use warren_keyring::PublicKey;
 use crate::consts::annotation;
 use crate::diff::Removals;
 use crate::files::SavedView;
+use crate::follow::{Ground, PlanPart, Sources};
 use crate::node::{NodeName, NodeRecord, NodeUid, NodeView, overlap};
 use crate::plan::{LocalNode, Plan, PlanInput, PlannedNode, Settings, plan};
+use crate::reject::NodeReject;
 
 /// What a registry tells of nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +51,14 @@ pub struct Planner {
     incumbents: BTreeMap<NodeName, NodeRecord>,
     path_mtu: BTreeMap<IpAddr, u32>,
     synced: bool,
+    /// Whether more has changed since the last plan than the nodes of `news`.
     dirty: bool,
+    /// The other nodes that have changed since the last plan.
+    news: BTreeSet<String>,
+    /// What the last plan stands on, where it can be followed.
+    ground: Option<Ground>,
+    /// Whether the plan was followed since it was made.
+    followed: bool,
     revision: u64,
 }
 
@@ -70,6 +79,9 @@ impl Planner {
             path_mtu: BTreeMap::new(),
             synced: false,
             dirty: true,
+            news: BTreeSet::new(),
+            ground: None,
+            followed: false,
             revision: 0,
         }
     }
@@ -81,18 +93,21 @@ impl Planner {
                 let views = views.into_iter().map(|v| (v.name.clone(), v)).collect();
                 let changed = self.views != views;
                 self.note_change(changed);
-                self.dirty |= !self.synced;
+                self.dirty |= changed || !self.synced;
                 self.views = views;
                 self.synced = true;
             }
             RegistryEvent::Applied(view) => {
-                let old = self.views.insert(view.name.clone(), view.clone());
-                self.note_change(old != Some(view));
+                let name = view.name.clone();
+                if self.views.get(&name) != Some(&view) {
+                    self.views.insert(name.clone(), view);
+                    self.note_news(name);
+                }
             }
             RegistryEvent::Deleted { name, uid } => {
                 if self.views.get(&name).is_some_and(|v| v.uid == uid) {
                     self.views.remove(&name);
-                    self.note_change(true);
+                    self.note_news(name);
                 }
             }
         }
@@ -122,6 +137,7 @@ impl Planner {
             Some(known) if published == Some(public_key) && !is_known => {
                 known.public_key = public_key;
                 self.note_change(true);
+                self.dirty = true;
                 true
             }
             _ => false,
@@ -150,7 +166,91 @@ impl Planner {
         }
         self.revision += u64::from(self.incumbents != before);
         self.dirty = false;
+        self.news.clear();
+        self.followed = false;
+        let firm = self.synced && self.is_firm(&plan);
+        self.ground = firm.then(|| Ground::of(&plan, &self.sources()));
         plan
+    }
+
+    /// Whether the plan is the same when it is made once more. Where nodes are refused, taking note of
+    /// who holds what may change why.
+    fn is_firm(&self, plan: &Plan) -> bool {
+        let others = self.incumbents.keys().filter(|n| **n != self.local.name);
+        let orderly = plan.rejects.values().all(NodeReject::is_waiting)
+            && plan.notices.is_empty()
+            && others.count() == plan.accepted.len();
+        orderly || {
+            let mut again = self.plan_once();
+            again.key_changes.clone_from(&plan.key_changes);
+            again == *plan
+        }
+    }
+
+    /// The addresses of the underlay that what was told since the last plan leads to, and nothing else
+    /// of it; [`Planner::handle_way`] takes what is found out of them.
+    pub fn new_ways(&self, plan: &Plan) -> BTreeSet<IpAddr> {
+        let ground = self.ground.as_ref().filter(|_| !self.dirty);
+        let ways = ground.map(|ground| ground.new_ways(&self.news, plan, &self.sources()));
+        ways.unwrap_or_default()
+    }
+
+    /// Takes in the MTU in bytes of the way to an address of [`Planner::new_ways`], if there is one.
+    pub fn handle_way(&mut self, to: IpAddr, mtu_bytes: Option<u32>) {
+        match mtu_bytes {
+            Some(mtu_bytes) => drop(self.path_mtu.insert(to, mtu_bytes)),
+            None => drop(self.path_mtu.remove(&to)),
+        }
+    }
+
+    /// The other nodes that have changed since the last plan.
+    pub fn news(&self) -> impl Iterator<Item = &str> {
+        self.news.iter().map(String::as_str)
+    }
+
+    /// Brings the last plan to what is known now by the nodes alone that have changed since, and
+    /// returns what that changes of it. `None`, with nothing changed, when that cannot be told from
+    /// those nodes alone: [`Planner::poll_plan`] is to be asked then.
+    ///
+    /// The result is that of [`Planner::poll_plan`]; the work does not grow with the number of nodes.
+    pub fn follow(&mut self, plan: &mut Plan) -> Option<PlanPart> {
+        if self.dirty {
+            return None;
+        }
+        let mut ground = self.ground.take()?;
+        let followed = ground.follow(&self.news, plan, &self.sources());
+        self.ground = Some(ground);
+        let part = followed?;
+        let mut changed = false;
+        for node in &part.nodes {
+            let Ok(name) = NodeName::new(node.name.as_str()) else {
+                continue;
+            };
+            let before = match node.incumbent.clone() {
+                Some(record) => self.incumbents.insert(name, record),
+                None => self.incumbents.remove(&name),
+            };
+            changed |= before != node.incumbent;
+        }
+        self.revision += u64::from(changed);
+        self.news.clear();
+        self.followed = true;
+        Some(part)
+    }
+
+    /// Whether the last plan was followed since it was made anew.
+    pub fn has_followed(&self) -> bool {
+        self.followed
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        Sources {
+            settings: &self.settings,
+            local: &self.local,
+            views: &self.views,
+            incumbents: &self.incumbents,
+            path_mtu: &self.path_mtu,
+        }
     }
 
     fn plan_once(&self) -> Plan {
@@ -199,7 +299,7 @@ impl Planner {
 
     /// Whether something changed since the last plan.
     pub fn is_dirty(&self) -> bool {
-        self.dirty
+        self.dirty || !self.news.is_empty()
     }
 
     /// Whether the registry has told the whole view since the start.
@@ -237,8 +337,17 @@ impl Planner {
     }
 
     fn note_change(&mut self, changed: bool) {
-        self.dirty |= changed;
         self.revision += u64::from(changed);
+    }
+
+    /// This node's own entry is part of every peer's plan.
+    fn note_news(&mut self, name: String) {
+        self.note_change(true);
+        if name == self.local.name.as_str() {
+            self.dirty = true;
+        } else {
+            self.news.insert(name);
+        }
     }
 
     /// What to save, so that a restart without a registry plans the same.

@@ -84,6 +84,16 @@ pub struct FilterSpec {
     pub masquerade: bool,
 }
 
+impl FilterSpec {
+    /// Changes single addresses among [`FilterSpec::peer_addresses`].
+    pub fn change_peer_addresses(&mut self, add: &BTreeSet<IpNet>, remove: &BTreeSet<IpNet>) {
+        for net in remove {
+            self.peer_addresses.remove(net);
+        }
+        self.peer_addresses.extend(add);
+    }
+}
+
 /// A WireGuard peer as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredPeer {
@@ -184,6 +194,13 @@ pub enum Change {
         /// What shall be there.
         new: FilterSpec,
     },
+    /// Changes single addresses among the filter's peer addresses.
+    SetPeerAddresses {
+        /// What is added.
+        add: BTreeSet<IpNet>,
+        /// What goes.
+        remove: BTreeSet<IpNet>,
+    },
     /// Brings the tunnel's interface up with an MTU.
     SetLink {
         /// How it was.
@@ -246,6 +263,11 @@ impl ObservedState {
     pub fn apply(&mut self, change: &Change) {
         match change {
             Change::SetFilter { new, .. } => self.filter = Some(new.clone()),
+            Change::SetPeerAddresses { add, remove } => {
+                if let Some(filter) = &mut self.filter {
+                    filter.change_peer_addresses(add, remove);
+                }
+            }
             Change::SetLink { new, .. } => self.link = Some(new.clone()),
             Change::AddAddress(net) => drop(self.addresses.insert(*net)),
             Change::RemoveAddress(net) => drop(self.addresses.remove(net)),

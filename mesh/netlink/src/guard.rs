@@ -55,7 +55,7 @@ const EGRESS_PRIORITY: i32 = 301;
 /// How many addresses one message takes: an attribute has at most 64 KiB.
 const ELEMENTS: usize = 1000;
 
-const OPERATION: &str = "load the owned nftables table";
+const OPERATION: &str = "change nftables table";
 /// The kernel answers at once; this only keeps a caller from hanging for ever.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -96,12 +96,6 @@ impl Guard {
     /// [`NetlinkError::Kernel`]: EPERM without CAP_NET_ADMIN or when another process owns a table
     /// of that name; EOPNOTSUPP or EINVAL by kernels before 5.12; ENOENT without nftables.
     pub fn load(spec: &GuardSpec) -> Result<Self, NetlinkError> {
-        let open = || {
-            let socket = Socket::open(SockProtocol::NetlinkNetFilter, SockFlag::empty(), 0)?;
-            let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
-            setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
-            Ok(socket)
-        };
         let mut guard = Self {
             socket: open().map_err(socket_error)?,
             spec: spec.clone(),
@@ -129,42 +123,84 @@ impl Guard {
                 message.text(2, peer_set(ipv6).0);
             });
         }
-        elements(&mut batch, &self.spec.table, peers);
+        elements(&mut batch, NEWSETELEM, &self.spec.table, peers);
         self.transact(batch)?;
         self.spec.peers.clone_from(peers);
         Ok(())
     }
 
-    fn transact(&mut self, batch: Batch) -> Result<(), NetlinkError> {
-        let mut waiting = batch.parts.len();
-        let bytes = batch.finish();
-        self.socket
-            .set_send_buffer(bytes.len())
-            .and_then(|()| self.socket.send(&bytes))
-            .map_err(socket_error)?;
-        // Each message is acknowledged, or refused and with it the whole batch.
-        while waiting > 0 {
-            let Datagram::Messages(datagram) = self.socket.receive().map_err(socket_error)? else {
-                continue;
-            };
-            for message in messages(datagram) {
-                if message.message_type() != NLMSG_ERROR {
-                    continue;
-                }
-                waiting = waiting.saturating_sub(1);
-                let error = ErrorBuffer::new_checked(message.payload());
-                if let Some(code) = error.ok().and_then(|error| error.code()) {
-                    return Err(NetlinkError::Kernel {
-                        operation: OPERATION,
-                        subject: self.spec.table.clone(),
-                        errno: code.get().saturating_abs(),
-                        detail: None,
-                    });
-                }
-            }
-        }
+    /// Takes single peers more and less, in one transaction whose work is theirs alone.
+    ///
+    /// # Errors
+    /// As [`Guard::set_peers`]; ENOENT when one of `remove` is not among its peers.
+    pub fn change_peers(
+        &mut self,
+        add: &BTreeSet<IpAddr>,
+        remove: &BTreeSet<IpAddr>,
+    ) -> Result<(), NetlinkError> {
+        self.transact(peer_changes(&self.spec.table, add, remove))?;
+        self.spec.peers.retain(|peer| !remove.contains(peer));
+        self.spec.peers.extend(add);
         Ok(())
     }
+
+    fn transact(&mut self, batch: Batch) -> Result<(), NetlinkError> {
+        transact(&mut self.socket, &self.spec.table, batch)
+    }
+}
+
+/// Takes single addresses into, and out of, the sets `peer_v4` and `peer_v6` of a table of family
+/// `inet`, in one transaction, in the calling thread's network namespace. The sets hold addresses and
+/// no intervals.
+///
+/// # Errors
+/// [`NetlinkError::Kernel`]: ENOENT when there is no such table or set, or one of `remove` is not in it;
+/// EPERM without CAP_NET_ADMIN or when another process owns the table. Nothing has changed then.
+pub fn change_peer_sets(
+    table: &str,
+    add: &BTreeSet<IpAddr>,
+    remove: &BTreeSet<IpAddr>,
+) -> Result<(), NetlinkError> {
+    let mut socket = open().map_err(socket_error)?;
+    transact(&mut socket, table, peer_changes(table, add, remove))
+}
+
+fn open() -> io::Result<Socket> {
+    let socket = Socket::open(SockProtocol::NetlinkNetFilter, SockFlag::empty(), 0)?;
+    let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
+    setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
+    Ok(socket)
+}
+
+fn transact(socket: &mut Socket, table: &str, batch: Batch) -> Result<(), NetlinkError> {
+    let mut waiting = batch.parts.len();
+    let bytes = batch.finish();
+    socket
+        .set_send_buffer(bytes.len())
+        .and_then(|()| socket.send(&bytes))
+        .map_err(socket_error)?;
+    // Each message is acknowledged, or refused and with it the whole batch.
+    while waiting > 0 {
+        let Datagram::Messages(datagram) = socket.receive().map_err(socket_error)? else {
+            continue;
+        };
+        for message in messages(datagram) {
+            if message.message_type() != NLMSG_ERROR {
+                continue;
+            }
+            waiting = waiting.saturating_sub(1);
+            let error = ErrorBuffer::new_checked(message.payload());
+            if let Some(code) = error.ok().and_then(|error| error.code()) {
+                return Err(NetlinkError::Kernel {
+                    operation: OPERATION,
+                    subject: table.to_owned(),
+                    errno: code.get().saturating_abs(),
+                    detail: None,
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A transaction: its messages, all of which ask to be acknowledged.
@@ -207,7 +243,7 @@ fn table(spec: &GuardSpec) -> Batch {
             message.number(10, 1 + u32::from(ipv6));
         });
     }
-    elements(&mut batch, &spec.table, &spec.peers);
+    elements(&mut batch, NEWSETELEM, &spec.table, &spec.peers);
     let chains = [
         ("ingress", PREROUTING, INGRESS_PRIORITY),
         ("pod-to-node", FORWARD, FORWARD_PRIORITY),
@@ -250,7 +286,15 @@ fn peer_set(ipv6: bool) -> (&'static str, u32, u32) {
     }
 }
 
-fn elements(batch: &mut Batch, table: &str, peers: &BTreeSet<IpAddr>) {
+fn peer_changes(table: &str, add: &BTreeSet<IpAddr>, remove: &BTreeSet<IpAddr>) -> Batch {
+    let mut batch = Batch::default();
+    elements(&mut batch, DELSETELEM, table, remove);
+    elements(&mut batch, NEWSETELEM, table, add);
+    batch
+}
+
+fn elements(batch: &mut Batch, kind: u16, table: &str, peers: &BTreeSet<IpAddr>) {
+    let flags = if kind == NEWSETELEM { NLM_F_CREATE } else { 0 };
     for ipv6 in [false, true] {
         let of_family = peers.iter().filter(|address| address.is_ipv6() == ipv6);
         let keys: Vec<Vec<u8>> = of_family
@@ -260,7 +304,7 @@ fn elements(batch: &mut Batch, table: &str, peers: &BTreeSet<IpAddr>) {
             })
             .collect();
         for keys in keys.chunks(ELEMENTS) {
-            batch.part(NEWSETELEM, NLM_F_CREATE, |message| {
+            batch.part(kind, flags, |message| {
                 message.text(1, table);
                 message.text(2, peer_set(ipv6).0);
                 message.nested(3, |list| {

@@ -32,7 +32,7 @@ pub use addresses::Address;
 pub use connection::Netlink;
 pub use error::NetlinkError;
 pub use events::{EventStream, NetEvent};
-pub use guard::{Guard, GuardSpec};
+pub use guard::{Guard, GuardSpec, change_peer_sets};
 pub use links::{Link, VethPeer, VethSpec};
 pub use neighbours::Neighbour;
 pub use netns::Netns;

@@ -322,6 +322,15 @@ impl Netlink {
         self.force_route(route).await
     }
 
+    /// Makes this the route of its table, destination and metric where there is one of the same sort
+    /// and no other: [`Netlink::replace_route`] without the look at all routes of the table.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Kernel`]; `is_not_found` when its link does not exist.
+    pub async fn overwrite_route(&self, route: &Route) -> Result<(), NetlinkError> {
+        self.force_route(route).await
+    }
+
     async fn force_route(&self, route: &Route) -> Result<(), NetlinkError> {
         let message = RouteNetlinkMessage::NewRoute(message_of(&route.as_reported()));
         match self

@@ -9,6 +9,7 @@
 mod certificates;
 mod client;
 mod control_plane;
+mod lossy;
 mod manifests;
 mod programs;
 mod proxy;
@@ -17,6 +18,7 @@ mod write;
 
 pub use client::{Identity, block_on};
 pub use control_plane::{ControlPlane, Options};
+pub use lossy::{Lossy, Spoilt};
 pub use manifests::{apply, apply_shipped, rendered, set_policies_in_force};
 pub use programs::{program, skip_reason};
 pub use proxy::Proxy;

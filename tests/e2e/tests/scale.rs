@@ -12,7 +12,10 @@ use warren_e2e::{Mesh, Node};
 use warren_keyring::PrivateKey;
 use warren_lab::{poll_until, require};
 
+/// The peers, unless WARREN_PEERS says another number of at most 7,000.
 const PEERS: usize = 1000;
+/// How many nodes join, one by one.
+const JOINS: usize = 10;
 const LIMIT: Duration = Duration::from_secs(120);
 /// Handshakes with peers that do not answer are given up after 90 s.
 const CALM: Duration = Duration::from_secs(95);
@@ -24,6 +27,8 @@ struct Scrape {
     reconciles: f64,
     seconds: f64,
     last: f64,
+    follows: f64,
+    following: f64,
 }
 
 impl Scrape {
@@ -45,6 +50,8 @@ impl Scrape {
             reconciles: value("warren_reconciles_total")?,
             seconds: value("warren_reconcile_seconds_total")?,
             last: value("warren_reconcile_last_duration_seconds")?,
+            follows: value("warren_follows_total")?,
+            following: value("warren_follow_seconds_total")?,
         })
     }
 
@@ -52,6 +59,12 @@ impl Scrape {
     fn since(self, before: Self) -> (f64, f64) {
         let count = self.reconciles - before.reconciles;
         (count, (self.seconds - before.seconds) * 1000.0 / count)
+    }
+
+    /// How often news were followed since, and milliseconds of each.
+    fn followed_since(self, before: Self) -> (f64, f64) {
+        let count = self.follows - before.follows;
+        (count, (self.following - before.following) * 1000.0 / count)
     }
 }
 
@@ -73,7 +86,7 @@ fn join(mesh: &Mesh, n: usize) -> Result<()> {
 }
 
 fn range(n: usize) -> String {
-    format!("10.244.{}.{}/27", 8 + n / 8, n % 8 * 32)
+    format!("10.244.{}.{}/29", 8 + n / 32, n % 32 * 8)
 }
 
 fn has_route(node: &Node, n: usize) -> bool {
@@ -87,21 +100,25 @@ fn has_route(node: &Node, n: usize) -> bool {
 #[ignore = "a benchmark: make bench-reconcile"]
 fn one_reconcile_among_a_thousand_peers() -> Result<()> {
     require!();
+    let peers = match std::env::var("WARREN_PEERS") {
+        Ok(number) => number.parse().context("WARREN_PEERS")?,
+        Err(_) => PEERS,
+    };
     let mut mesh = Mesh::underlay("scale")?;
     mesh.router.sh("ip route add blackhole 172.16.0.0/12")?;
-    for n in 0..PEERS {
+    for n in 0..peers {
         join(&mesh, n)?;
     }
     mesh.add_node(2)?.start()?;
     let node = mesh.node(2);
     let start = Instant::now();
     poll_until(LIMIT, "all routes", || {
-        [0, PEERS / 2, PEERS - 1]
+        [0, peers / 2, peers - 1]
             .iter()
             .all(|n| has_route(node, *n))
     })?;
     println!(
-        "{PEERS} peers are routed {:.1?} after the start",
+        "{peers} peers are routed {:.1?} after the start",
         start.elapsed()
     );
     let first = Scrape::take(node)?;
@@ -117,14 +134,26 @@ fn one_reconcile_among_a_thousand_peers() -> Result<()> {
     println!("at rest: {count:.0} reconciles in {REST:?}, {each:.1} ms each");
     let mut took = Vec::new();
     let before = Scrape::take(node)?;
-    for n in PEERS..PEERS + 5 {
+    for n in peers..peers + JOINS {
         let start = Instant::now();
         join(&mesh, n)?;
         poll_until(LIMIT, "the newcomer's route", || has_route(node, n))?;
         took.push(start.elapsed());
         std::thread::sleep(Duration::from_secs(2));
     }
-    let (count, each) = Scrape::take(node)?.since(before);
-    println!("five joins: routed after {took:.0?}; {count:.0} reconciles, {each:.1} ms each");
+    // The next reconcile shows what was followed.
+    std::thread::sleep(Duration::from_secs(6));
+    let after = Scrape::take(node)?;
+    let (count, each) = after.since(before);
+    took.sort();
+    println!(
+        "{JOINS} joins, one by one: routed after {:.0?} to {:.0?}, median {:.0?}; {count:.0} reconciles, \
+         {each:.1} ms each",
+        took[0],
+        took[JOINS - 1],
+        took[JOINS / 2]
+    );
+    let (count, each) = after.followed_since(before);
+    println!("  {count:.0} times the news were followed, {each:.2} ms each");
     Ok(())
 }

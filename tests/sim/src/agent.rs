@@ -9,7 +9,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use warren_agent::config::{Config, LogFormat, RegistryKind};
 use warren_agent::pace::{Pace, RepairPace};
-use warren_agent::reconcile::{Reconciler, Repair, Seams};
+use warren_agent::reconcile::{Followed, Reconciler, Repair, Seams};
 use warren_agent::registry::RegistryReport;
 use warren_agent::snapshot::Snapshot;
 use warren_core::consts::{DEFAULT_PORT, INTERFACE};
@@ -56,6 +56,8 @@ pub struct Agent {
     pub oracle: Oracle,
     /// Whether the reference model watches it.
     pub watched: bool,
+    /// How often it followed the registry's news.
+    pub follows: u64,
     /// Whether it has planned with the whole view.
     planned_synced: bool,
     reconciler: Option<Reconciler<Port, Port, Port>>,
@@ -78,6 +80,7 @@ impl Agent {
             judged: None,
             oracle: Oracle::default(),
             watched,
+            follows: 0,
             planned_synced: false,
             reconciler: None,
             key: None,
@@ -186,29 +189,53 @@ impl Agent {
         }
     }
 
-    /// Reconciles, and compares what comes of it with what must. Returns false when the agent was
-    /// killed on the way.
+    /// Does what is due: a whole reconcile, or to follow the registry's news. Returns false when the
+    /// agent was killed on the way.
     pub fn reconcile(&mut self, port: &Port) -> bool {
+        if self.pace.is_whole_due(Instant::now()) {
+            return self.reconcile_whole(port);
+        }
         let Some(mut reconciler) = self.reconciler.take() else {
             return false;
         };
-        {
-            let mut machine = port.0.borrow_mut();
-            if machine.device.is_some() {
-                self.key = Some(machine.keys.public);
-            }
-            self.judged = match self.key.filter(|_| self.watched) {
-                Some(key) => Some(self.oracle.judge(&machine.local(key, self.synced))),
-                None => None,
-            };
-            machine.pass = Pass {
-                synced: self.synced,
-                owners: self.judged.as_ref().map(|judged| self.owners(judged)),
-                failed: false,
-                repair: false,
-                ..std::mem::take(&mut machine.pass)
-            };
+        // What is not followed is not judged either.
+        let before = (self.oracle.clone(), self.judged.clone());
+        self.hold(port);
+        let polled = {
+            let running = pin!(reconciler.follow());
+            running.poll(&mut Context::from_waker(Waker::noop()))
+        };
+        let mut machine = port.0.borrow_mut();
+        if std::mem::take(&mut machine.disk.saved) {
+            machine.disk.oracle = self.oracle.clone();
         }
+        let Poll::Ready(followed) = polled else {
+            drop(machine);
+            self.kill();
+            return false;
+        };
+        machine.pass.fails = None;
+        machine.pass.owners = None;
+        match &self.last {
+            Some(last) if followed != Followed::Not => {
+                self.follows += 1;
+                let plan = last.plan.clone();
+                self.compare(&plan.read(), &mut machine);
+            }
+            _ => (self.oracle, self.judged) = before,
+        }
+        self.pace.handle_followed(Instant::now(), followed);
+        self.reconciler = Some(reconciler);
+        true
+    }
+
+    /// Reconciles, and compares what comes of it with what must. Returns false when the agent was
+    /// killed on the way.
+    fn reconcile_whole(&mut self, port: &Port) -> bool {
+        let Some(mut reconciler) = self.reconciler.take() else {
+            return false;
+        };
+        self.hold(port);
         let mut desk = port.clone();
         let polled = {
             let running = pin!(reconciler.reconcile(&mut desk));
@@ -226,7 +253,7 @@ impl Agent {
         };
         machine.pass.fails = None;
         machine.pass.owners = None;
-        self.compare(&snapshot.plan, &mut machine);
+        self.compare(&snapshot.plan.read(), &mut machine);
         self.pace.handle_outcome(Instant::now(), &snapshot);
         // What nobody asks for would be a copy of the cluster for each of its nodes.
         snapshot.device = None;
@@ -239,6 +266,25 @@ impl Agent {
         }
         self.reconciler = Some(reconciler);
         true
+    }
+
+    /// Says what the machine is held to until what runs now is done.
+    fn hold(&mut self, port: &Port) {
+        let mut machine = port.0.borrow_mut();
+        if machine.device.is_some() {
+            self.key = Some(machine.keys.public);
+        }
+        self.judged = match self.key.filter(|_| self.watched) {
+            Some(key) => Some(self.oracle.judge(&machine.local(key, self.synced))),
+            None => None,
+        };
+        machine.pass = Pass {
+            synced: self.synced,
+            owners: self.judged.as_ref().map(|judged| self.owners(judged)),
+            failed: false,
+            repair: false,
+            ..std::mem::take(&mut machine.pass)
+        };
     }
 
     /// Puts back what others touched. Returns nothing when the agent was killed on the way.

@@ -179,7 +179,7 @@ impl Machine {
         self.kernel.apply(change);
         self.done.push(brief(change));
         self.touched.merge(match change {
-            Change::SetFilter { .. } => FILTER,
+            Change::SetFilter { .. } | Change::SetPeerAddresses { .. } => FILTER,
             _ => NETWORK,
         });
         self.check_host(change);
@@ -553,6 +553,7 @@ fn touched(changes: &[Change]) -> BTreeSet<IpNet> {
 fn brief(change: &Change) -> String {
     match change {
         Change::SetFilter { .. } => "filter".into(),
+        Change::SetPeerAddresses { add, remove } => format!("filter +{add:?} -{remove:?}"),
         Change::SetLink { new, .. } => format!("link mtu {}", new.mtu_bytes),
         Change::AddAddress(net) => format!("+address {net}"),
         Change::RemoveAddress(net) => format!("-address {net}"),

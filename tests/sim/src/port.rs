@@ -12,7 +12,7 @@ use warren_agent::files::FileError;
 use warren_agent::host::{Host, HostError, Underlay, UnderlayQuery};
 use warren_agent::registry::{NodeRegistry, OwnRecord, RegistryError, RegistryReport};
 use warren_agent::store::Store;
-use warren_core::files::{NodeFile, SavedView};
+use warren_core::files::{NodeFile, SavedView, ViewChange};
 use warren_core::{Change, ObservedState};
 
 use crate::entry::Entry;
@@ -110,6 +110,16 @@ impl Store for Port {
         machine.disk.view = Saved::write(view, &machine.shelf);
         machine.disk.saved = true;
         Ok(())
+    }
+
+    fn add_to_view(&mut self, change: &ViewChange) -> Result<bool, FileError> {
+        let mut machine = self.0.borrow_mut();
+        let mut view = machine.disk.view.read();
+        view.apply(change.clone());
+        machine.disk.view = Saved::write(&view, &machine.shelf);
+        // Endpoints alone say nothing of who holds what.
+        machine.disk.saved |= !change.nodes.is_empty();
+        Ok(true)
     }
 
     fn save_node(&mut self, _: &NodeFile) -> Result<(), FileError> {

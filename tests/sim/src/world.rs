@@ -302,7 +302,8 @@ impl World {
                     self.note(format_args!("node{agent} hears {}", brief(&told)));
                     let port = self.machines[agent].clone();
                     self.agents[agent].tell(&told, &port.0.borrow());
-                    self.ask(agent);
+                    self.agents[agent].pace.handle_news(Instant::now());
+                    self.due(agent);
                 }
             }
             Event::Relist(agent, life) => {

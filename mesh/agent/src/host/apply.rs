@@ -1,5 +1,7 @@
 //! Carries out single changes on the node's kernel.
 
+use std::time::Instant;
+
 use warren_core::Change;
 use warren_core::consts::PROTOCOL_AGENT;
 use warren_core::state::{ObservedLink, Packets, RouteKey, RouteTarget, Rule};
@@ -12,6 +14,7 @@ impl LinuxHost {
     pub(super) async fn apply_one(&mut self, change: &Change) -> Result<(), HostError> {
         match change {
             Change::SetFilter { new, .. } => self.filter.apply(new).await?,
+            Change::SetPeerAddresses { add, remove } => self.filter.change_peers(add, remove)?,
             Change::SetLink { old, new } => self.set_link(old, new).await?,
             Change::AddAddress(net) => {
                 let Some(index) = self.tunnel else {
@@ -64,7 +67,7 @@ impl LinuxHost {
         }
     }
 
-    async fn set_route(&self, key: &RouteKey, target: &RouteTarget) -> Result<(), HostError> {
+    async fn set_route(&mut self, key: &RouteKey, target: &RouteTarget) -> Result<(), HostError> {
         let RouteKey {
             table,
             destination,
@@ -95,13 +98,38 @@ impl LinuxHost {
                 });
             }
         };
-        Ok(self.netlink.replace_route(&route).await?)
+        let known = self.routes.get(key).map(Vec::as_slice);
+        let single = match known {
+            // As observed, or as made since: only its attributes differ.
+            Some([known]) => {
+                let shape = |r: &Route| (r.kind, r.oif, r.gateway, r.protocol);
+                shape(known) == shape(&route)
+            }
+            _ => false,
+        };
+        let done = match single {
+            true => self.netlink.overwrite_route(&route).await,
+            false => self.netlink.add_route(&route).await,
+        };
+        match done {
+            Ok(()) => self.echoes.expect(table, destination, Instant::now()),
+            Err(e) if e.is_exists() => self.netlink.replace_route(&route).await?,
+            Err(e) => return Err(e.into()),
+        }
+        self.routes.insert(key.clone(), vec![route.as_reported()]);
+        Ok(())
     }
 
-    async fn remove_route(&self, key: &RouteKey) -> Result<(), NetlinkError> {
+    async fn remove_route(&mut self, key: &RouteKey) -> Result<(), NetlinkError> {
         for route in self.routes.get(key).into_iter().flatten() {
-            absent_is_fine(self.netlink.delete_route(route).await)?;
+            match self.netlink.delete_route(route).await {
+                Ok(()) => self
+                    .echoes
+                    .expect(key.table, key.destination, Instant::now()),
+                failed => absent_is_fine(failed)?,
+            }
         }
+        self.routes.remove(key);
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! This node's kernel: links, addresses, routes, rules, the filter, and settings under `/proc/sys`.
 
 mod apply;
+mod echo;
 mod foreign;
 pub mod nft;
 mod observe;
@@ -11,13 +12,15 @@ mod underlay;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use thiserror::Error;
+use warren_core::consts::NFT_TABLE;
 use warren_core::degraded::WayTrouble;
 use warren_core::state::{RouteKey, RouteTarget};
 use warren_core::{Change, ObservedState};
-use warren_netlink::{Netlink, NetlinkError, Route, Rule};
+use warren_netlink::{NetEvent, Netlink, NetlinkError, Route, Rule};
 
 pub use nft::{Filter, NftError};
 
@@ -70,7 +73,29 @@ pub struct Underlay {
     pub down: BTreeSet<String>,
 }
 
+/// The way to an address of the underlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Its MTU in bytes, if there is a route.
+    pub mtu_bytes: Option<u32>,
+    /// Why the address cannot be reached now.
+    pub trouble: Option<WayTrouble>,
+}
+
 impl Underlay {
+    /// Takes in what was found out of the way to one address, as if it had been asked for with the
+    /// others.
+    pub fn learn(&mut self, to: IpAddr, way: Way) {
+        match way.mtu_bytes {
+            Some(mtu_bytes) => drop(self.path_mtu.insert(to, mtu_bytes)),
+            None => drop(self.path_mtu.remove(&to)),
+        }
+        match way.trouble {
+            Some(trouble) => drop(self.troubles.insert(to, trouble)),
+            None => drop(self.troubles.remove(&to)),
+        }
+    }
+
     /// Fills what a network that is down does not tell from what it told last: a cable that is out
     /// takes neither this node nor its peers out of the mesh, and changes no MTU.
     pub fn hold(&mut self, last: &Self) {
@@ -111,6 +136,28 @@ pub trait Host {
         &mut self,
         query: &UnderlayQuery,
     ) -> impl Future<Output = Result<Underlay, HostError>>;
+
+    /// Reads the way to a single address of the underlay.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn way(&mut self, to: IpAddr) -> impl Future<Output = Result<Way, HostError>> {
+        async move {
+            let endpoints = BTreeSet::from([to]);
+            let mut underlay = self.underlay(&UnderlayQuery { endpoints }).await?;
+            Ok(Way {
+                mtu_bytes: underlay.path_mtu.remove(&to),
+                trouble: underlay.troubles.remove(&to),
+            })
+        }
+    }
+
+    /// Whether an event of the kernel tells of nothing but what was done by [`Host::apply`], and each
+    /// such thing once.
+    fn is_echo(&mut self, event: &NetEvent) -> bool {
+        let _ = event;
+        false
+    }
 
     /// Whether the filter is known not to be there at all, without a long look.
     fn filter_is_gone(&mut self) -> bool {
@@ -173,6 +220,8 @@ pub struct LinuxHost {
     /// The CNI plugin's routes.
     pods: Vec<Route>,
     seen_pods: pods::SeenPods,
+    /// The events that changes of ours raise.
+    echoes: echo::Echoes,
 }
 
 impl LinuxHost {
@@ -193,6 +242,7 @@ impl LinuxHost {
             rules,
             pods: Vec::new(),
             seen_pods: pods::SeenPods::default(),
+            echoes: echo::Echoes::default(),
         })
     }
 }
@@ -212,6 +262,18 @@ impl Host for LinuxHost {
 
     async fn underlay(&mut self, query: &UnderlayQuery) -> Result<Underlay, HostError> {
         underlay::read(&self.netlink, self.tunnel, query).await
+    }
+
+    async fn way(&mut self, to: IpAddr) -> Result<Way, HostError> {
+        underlay::read_way(&self.netlink, self.tunnel, to).await
+    }
+
+    fn is_echo(&mut self, event: &NetEvent) -> bool {
+        match event {
+            NetEvent::Route { table, dst, .. } => self.echoes.take(*table, *dst, Instant::now()),
+            NetEvent::Table { name } if name == NFT_TABLE => self.filter.is_as_loaded(),
+            _ => false,
+        }
     }
 
     fn filter_drops(&self) -> BTreeMap<String, u64> {

@@ -5,8 +5,11 @@
 //! elements: there is no packet that meets none or half of it. Beside it stands a small table that
 //! this process owns, and that nobody else can flush.
 
+mod listing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -19,7 +22,9 @@ use warren_core::consts::{
     NFT_GUARD_TABLE, NFT_TABLE, UNMASQUERADED_GROUP, VETH_PREFIX, rule_comment as rule,
 };
 use warren_core::state::FilterSpec;
-use warren_netlink::{Guard, GuardSpec, protection};
+use warren_netlink::{Guard, GuardSpec, NetlinkError, change_peer_sets, protection};
+
+use self::listing::{counters, normalise, rules, without_elements};
 
 /// How long `nft` may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,6 +58,15 @@ pub enum NftError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The addresses of peers could not be changed one by one.
+    #[error("change the filter's peer addresses: {source}")]
+    Elements {
+        /// The kernel's answer.
+        source: NetlinkError,
+    },
+    /// The filter is not there, or not as this process loaded it.
+    #[error("change the filter's peer addresses: the filter is not as it was loaded")]
+    NotLoaded,
     /// Some rules are missing right after they were loaded.
     #[error("nft took the table, but the rule {comment} is not in it")]
     Incomplete {
@@ -67,6 +81,10 @@ const FRESH: Duration = Duration::from_secs(4);
 /// How long to wait before the owned table is tried again.
 const GUARD_RETRY: Duration = Duration::from_secs(60);
 
+/// How the names of the sets of peers' addresses start. They hold single addresses, not intervals, so
+/// that one address can be added without a look at the others.
+const PEER_SETS: &str = "peer";
+
 /// The filter in the kernel, and what it looked like when this process loaded it.
 #[derive(Debug, Default)]
 pub struct Filter {
@@ -80,7 +98,7 @@ pub struct Filter {
 struct Loaded {
     spec: FilterSpec,
     listing: Value,
-    /// The ruleset's generation that the listing is not older than.
+    /// The ruleset's generation that the listing is not older than, own changes of peers aside.
     generation: Option<u32>,
     listed: Instant,
 }
@@ -133,8 +151,11 @@ impl Filter {
             return Ok(None);
         };
         self.count(&listing);
-        let normal = normalise(listing);
-        let Some(loaded) = self.loaded.take_if(|loaded| loaded.listing == normal) else {
+        let (normal, peers) = normalise(listing);
+        let same = |loaded: &mut Loaded| {
+            loaded.listing == normal && peers.as_ref() == Some(&loaded.spec.peer_addresses)
+        };
+        let Some(loaded) = self.loaded.take_if(same) else {
             self.loaded = None;
             return Ok(None);
         };
@@ -174,6 +195,48 @@ impl Filter {
         Ok(())
     }
 
+    /// Takes single addresses into, and out of, the peers' sets, without the `nft` program and without
+    /// a look at the table: [`Filter::observe`] finds whatever else has changed.
+    ///
+    /// # Errors
+    /// [`NftError::NotLoaded`] and [`NftError::Elements`]; the filter is then as it was.
+    pub fn change_peers(
+        &mut self,
+        add: &BTreeSet<IpNet>,
+        remove: &BTreeSet<IpNet>,
+    ) -> Result<(), NftError> {
+        let loaded = self.loaded.as_mut().ok_or(NftError::NotLoaded)?;
+        let addresses = |nets: &BTreeSet<IpNet>| nets.iter().map(IpNet::addr).collect();
+        let (added, removed): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) =
+            (addresses(add), addresses(remove));
+        let before = protection::generation().ok();
+        change_peer_sets(NFT_TABLE, &added, &removed)
+            .map_err(|source| NftError::Elements { source })?;
+        loaded.spec.change_peer_addresses(add, remove);
+        let mut transactions = 1;
+        if let Some(guard) = &mut self.guard {
+            transactions += 1;
+            if guard.change_peers(&added, &removed).is_err() {
+                // It is loaded anew with all of them.
+                self.guard = None;
+            }
+        }
+        // Anybody else's transaction meanwhile, or one that was not seen yet, is to be looked at.
+        let expected = before
+            .filter(|before| loaded.generation == Some(*before))
+            .map(|before| before.wrapping_add(transactions));
+        loaded.generation = protection::generation()
+            .ok()
+            .filter(|now| expected == Some(*now));
+        Ok(())
+    }
+
+    /// Whether nobody has changed any table since this process loaded its own, or looked at it.
+    pub fn is_as_loaded(&self) -> bool {
+        let known = self.loaded.as_ref().and_then(|loaded| loaded.generation);
+        known.is_some() && known == protection::generation().ok()
+    }
+
     async fn list_loaded(&mut self, spec: &FilterSpec) -> Result<Value, NftError> {
         let generation = protection::generation().ok();
         let listing = list().await?.unwrap_or(Value::Null);
@@ -182,7 +245,7 @@ impl Filter {
             return Err(NftError::Incomplete { comment });
         }
         self.count(&listing);
-        let listing = normalise(listing);
+        let (listing, _) = normalise(listing);
         self.loaded = Some(Loaded {
             spec: spec.clone(),
             listing: listing.clone(),
@@ -276,7 +339,7 @@ fn set_changes(old: &FilterSpec, new: &FilterSpec) -> String {
         }
         for (family, ipv6) in [("v4", false), ("v6", true)] {
             let set = format!("inet {NFT_TABLE} {name}_{family}");
-            let elements = elements(after, ipv6);
+            let elements = elements(name, after, ipv6);
             let _ = writeln!(out, "flush set {set}");
             if !elements.is_empty() {
                 let _ = writeln!(out, "add element {set} {{ {elements} }}");
@@ -291,13 +354,18 @@ fn named_sets(spec: &FilterSpec) -> [(&'static str, &BTreeSet<IpNet>); 4] {
         ("pod", &spec.pod_ranges),
         ("own", &spec.own_allowed_ips),
         ("ownpod", &spec.own_pod_cidrs),
-        ("peer", &spec.peer_addresses),
+        (PEER_SETS, &spec.peer_addresses),
     ]
 }
 
-fn elements(prefixes: &BTreeSet<IpNet>, ipv6: bool) -> String {
+fn elements(name: &str, prefixes: &BTreeSet<IpNet>, ipv6: bool) -> String {
     let of_family = prefixes.iter().filter(|net| net.addr().is_ipv6() == ipv6);
-    let elements: Vec<String> = of_family.map(IpNet::to_string).collect();
+    let elements: Vec<String> = of_family
+        .map(|net| match name {
+            PEER_SETS => net.addr().to_string(),
+            _ => net.to_string(),
+        })
+        .collect();
     elements.join(", ")
 }
 
@@ -449,10 +517,14 @@ fn ruleset_with(spec: &FilterSpec, counters: &Counters) -> String {
 /// The set of each family, also when it is empty: the rules are the same on every node.
 fn sets(out: &mut String, name: &str, prefixes: &BTreeSet<IpNet>) {
     for (family, kind, ipv6) in [("v4", "ipv4_addr", false), ("v6", "ipv6_addr", true)] {
-        let elements = elements(prefixes, ipv6);
+        let elements = elements(name, prefixes, ipv6);
         let _ = writeln!(out, "\tset {name}_{family} {{");
-        // A node address may lie inside another element; without auto-merge that is an error.
-        let _ = writeln!(out, "\t\ttype {kind}; flags interval; auto-merge");
+        // An element may lie inside another one; without auto-merge that is an error.
+        let how = match name {
+            PEER_SETS => "",
+            _ => "; flags interval; auto-merge",
+        };
+        let _ = writeln!(out, "\t\ttype {kind}{how}");
         if !elements.is_empty() {
             let _ = writeln!(out, "\t\telements = {{ {elements} }}");
         }
@@ -508,64 +580,4 @@ async fn run(operation: &'static str, args: &[&str], input: &[u8]) -> Result<Vec
     }
     let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(NftError::Refused { operation, message })
-}
-
-/// The comments and expressions of the rules of a listing.
-fn rules(listing: &Value) -> impl Iterator<Item = (Option<&str>, &Value)> {
-    let objects = listing["nftables"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let rules = objects.iter().filter_map(|object| object.get("rule"));
-    rules.map(|rule| (rule["comment"].as_str(), &rule["expr"]))
-}
-
-/// What each rule that has a comment of ours and a counter has counted.
-fn counters(listing: &Value) -> Counters {
-    let counted = rules(listing).filter_map(|(comment, expr)| {
-        let comment = comment.filter(|comment| comment.starts_with(rule::PREFIX))?;
-        let counter = expr.as_array()?.iter().find_map(|e| e.get("counter"))?;
-        let counted = Counted {
-            packets: counter["packets"].as_u64()?,
-            bytes: counter["bytes"].as_u64()?,
-        };
-        Some((comment.to_owned(), counted))
-    });
-    counted.collect()
-}
-
-/// A normalised listing without the elements of its sets.
-fn without_elements(listing: &Value) -> Value {
-    let mut listing = listing.clone();
-    for object in listing["nftables"].as_array_mut().into_iter().flatten() {
-        if let Some(Value::Object(set)) = object.get_mut("set") {
-            set.remove("elem");
-        }
-    }
-    listing
-}
-
-/// Takes away what differs between two listings of one and the same table.
-fn normalise(mut listing: Value) -> Value {
-    if let Some(objects) = listing["nftables"].as_array_mut() {
-        objects.retain(|object| object.get("metainfo").is_none());
-        for object in objects {
-            strip(object);
-        }
-    }
-    listing
-}
-
-fn strip(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.remove("handle");
-            if let Some(Value::Object(counter)) = fields.get_mut("counter") {
-                counter.clear();
-            }
-            fields.values_mut().for_each(strip);
-        }
-        Value::Array(items) => items.iter_mut().for_each(strip),
-        _ => {}
-    }
 }

@@ -8,7 +8,7 @@ use warren_core::endpoint::unusable;
 use warren_core::mtu::DEFAULT_UNDERLAY_MTU;
 use warren_netlink::{Link, Netlink, NetlinkError, RouteLookup, RouteLookupOptions};
 
-use super::{HostError, Underlay, UnderlayQuery};
+use super::{HostError, Underlay, UnderlayQuery, Way};
 
 /// Addresses that only a default route leads to: reserved for documentation (RFC 5737, RFC 3849).
 /// Nothing is sent to them; the kernel is asked which source it would take.
@@ -31,18 +31,8 @@ pub(super) async fn read(
         .into_iter()
         .map(|link| (link.index, link))
         .collect();
-    let mtu_of = |way: &RouteLookup| {
-        let link = links.get(&way.oif)?;
-        // Loopback's MTU is no underlay's, and a way through the tunnel itself is a loop.
-        if way.oif == LOOPBACK || Some(way.oif) == tunnel {
-            return None;
-        }
-        Some(way.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)))
-    };
-    let down_of = |way: &RouteLookup| {
-        let link = links.get(&way.oif)?;
-        (!(link.up && link.carrier)).then(|| link.name.clone())
-    };
+    let mtu_of = |way: &RouteLookup| mtu_of(way, links.get(&way.oif)?, tunnel);
+    let down_of = |way: &RouteLookup| down_of(links.get(&way.oif)?);
     let mut addresses = Vec::new();
     let mut down = BTreeSet::new();
     let mut smallest = None::<u32>;
@@ -76,6 +66,42 @@ pub(super) async fn read(
         troubles,
         down,
     })
+}
+
+/// The way to one address: a look-up of its route and of one link.
+pub(super) async fn read_way(
+    netlink: &Netlink,
+    tunnel: Option<u32>,
+    to: IpAddr,
+) -> Result<Way, HostError> {
+    let Some(route) = lookup(netlink, to).await? else {
+        return Ok(Way {
+            mtu_bytes: None,
+            trouble: Some(WayTrouble::NoRoute),
+        });
+    };
+    let link = netlink.link_by_index(route.oif).await?;
+    Ok(Way {
+        mtu_bytes: link.as_ref().and_then(|link| mtu_of(&route, link, tunnel)),
+        trouble: link
+            .as_ref()
+            .and_then(down_of)
+            .map(|device| WayTrouble::LinkDown { device }),
+    })
+}
+
+/// The MTU in bytes of a way. Loopback's is no underlay's, and a way through the tunnel itself is a
+/// loop.
+fn mtu_of(way: &RouteLookup, link: &Link, tunnel: Option<u32>) -> Option<u32> {
+    if way.oif == LOOPBACK || Some(way.oif) == tunnel {
+        return None;
+    }
+    Some(way.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)))
+}
+
+/// The link's name, if nothing passes it.
+fn down_of(link: &Link) -> Option<String> {
+    (!(link.up && link.carrier)).then(|| link.name.clone())
 }
 
 async fn lookup(netlink: &Netlink, to: IpAddr) -> Result<Option<RouteLookup>, NetlinkError> {

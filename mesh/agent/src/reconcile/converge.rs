@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use warren_core::state::{DesiredState, ObservedPeer};
+use warren_core::files::ViewChange;
+use warren_core::state::ObservedPeer;
 use warren_core::{Change, ObservedState, Removals, diff};
 use warren_keyring::PublicKey;
 
@@ -34,7 +35,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 return (None, device);
             };
             state.peers = device.as_ref().map(|device| self.observed_peers(device));
-            let changes = self.changes_to(&self.plan.desired, &state, removals);
+            let changes = self.changes_to(&state, removals);
             observed = Some(state);
             if changes.is_empty() {
                 break;
@@ -64,15 +65,10 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         (observed, device)
     }
 
-    /// What must be done to come to `desired`. Pods of an earlier podCIDR keep what they have until
+    /// What must be done to come to the plan. Pods of an earlier podCIDR keep what they have until
     /// they are made anew.
-    pub(super) fn changes_to(
-        &self,
-        desired: &DesiredState,
-        observed: &ObservedState,
-        removals: Removals,
-    ) -> Vec<Change> {
-        let mut changes = diff(observed, desired, removals);
+    pub(super) fn changes_to(&self, observed: &ObservedState, removals: Removals) -> Vec<Change> {
+        let mut changes = diff(observed, &self.plan.read().desired, removals);
         changes.retain(|change| {
             let held = |net: &ipnet::IpNet| self.host.is_pods_source(net.addr());
             !matches!(change, Change::RemoveAddress(net) if held(net))
@@ -111,17 +107,25 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
     /// Should this process be killed before it has written the new ones down, the next gives them again,
     /// and does not take a tunnel to be where it was told before.
     fn forget_endpoints(&mut self, batch: &[Change], pass: &mut Pass) {
-        let mut forgotten = false;
+        let mut forgotten = BTreeMap::new();
         for change in batch {
             if let Change::UpdatePeer {
                 public_key, delta, ..
             } = change
                 && delta.endpoint.is_some()
+                && self.applied_endpoints.remove(public_key).is_some()
             {
-                forgotten |= self.applied_endpoints.remove(public_key).is_some();
+                forgotten.insert(*public_key, None);
             }
         }
-        if forgotten {
+        if forgotten.is_empty() {
+            return;
+        }
+        let change = ViewChange {
+            applied_endpoints: forgotten,
+            ..ViewChange::default()
+        };
+        if !self.add_to_view(change, pass) {
             self.leave_view(pass);
         }
     }

@@ -5,21 +5,25 @@
 //!   (sysctl)    (its key)                    +------ while it changes -----+   CNI configuration
 //! ```
 //!
+//! Between two such rounds the registry's news of single nodes are followed without a look at the
+//! others (`follow`).
+//!
 //! Protection does not wait: the filter and the unreachable routes are put in place with neither a
 //! tunnel nor a registry, and before the node's key is known nothing else is.
 
 mod converge;
+mod follow;
 mod leave;
 mod news;
 mod repair;
 
+pub use follow::Followed;
 pub use repair::{Repair, Touched};
 
 use news::News;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Instant;
 
 use warren_core::consts::{MAIN_TABLE, UNREACHABLE_METRIC, annotation};
@@ -27,7 +31,7 @@ use warren_core::files::{NodeFile, SavedView};
 use warren_core::mtu::DEFAULT_UNDERLAY_MTU;
 use warren_core::state::{RouteKey, RouteTarget};
 use warren_core::status::Health;
-use warren_core::{NodeUid, ObservedState, Plan, PlanInput, Planner, Removals, plan};
+use warren_core::{NodeUid, ObservedState, PlanInput, Planner, Removals, plan};
 use warren_keyring::{PrivateKey, PublicKey};
 
 use crate::concern::Ours;
@@ -36,7 +40,7 @@ use crate::dataplane::{DataPlane, DeviceState};
 use crate::host::{Host, Underlay, UnderlayQuery};
 use crate::local::{Assigned, Identity, clashes_with_peers, refused_by_peers, stranded_pods};
 use crate::registry::{NodeRegistry, RegistryReport};
-use crate::snapshot::{Snapshot, Stats};
+use crate::snapshot::{LivePlan, Snapshot, Stats};
 use crate::status::NO_POD_CIDR;
 use crate::store::{Disk, Store};
 
@@ -52,7 +56,7 @@ pub struct Reconciler<H, D, S = Disk> {
     tunnel: D,
     store: S,
     planner: Planner,
-    plan: Arc<Plan>,
+    plan: LivePlan,
     public_key: Option<PublicKey>,
     assigned: Assigned,
     news: News,
@@ -63,6 +67,10 @@ pub struct Reconciler<H, D, S = Disk> {
     registry_troubles: Vec<String>,
     /// The planner's revision and the endpoints that were saved last.
     saved: (u64, BTreeMap<PublicKey, SocketAddr>),
+    /// Whether changes were added to what was saved since.
+    added: bool,
+    /// Whether the node was as planned when a reconcile looked at it last, and nothing failed since.
+    calm: bool,
     node_file: Option<NodeFile>,
     foreign_routes: Vec<String>,
     stats: Stats,
@@ -164,13 +172,15 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             host,
             tunnel,
             store,
-            plan: Arc::default(),
+            plan: LivePlan::default(),
             public_key,
             assigned,
             news: News::default(),
             underlay: None,
             proven_mtu: BTreeMap::new(),
             registry_troubles: Vec::new(),
+            added: false,
+            calm: false,
             node_file: None,
             foreign_routes: Vec::new(),
             stats: Stats::default(),
@@ -231,6 +241,10 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         }
         let safe = observed.as_ref().filter(|_| protected);
         self.leave_files(&identity.pod_cidrs, safe, &mut pass);
+        self.calm = !pass.unsettled
+            && safe.is_some_and(|observed| observed.link.is_some())
+            && device.as_ref().is_some_and(|d| d.public_key.is_some())
+            && self.saved.0 == self.planner.revision();
         self.stats.reconciles += 1;
         self.stats.failed += u64::from(!pass.problems.is_empty());
         self.stats.changes += pass.changes as u64;
@@ -250,8 +264,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
 
     /// Reads the underlay; what was read last holds when it cannot be.
     async fn look_around(&mut self, device: Option<&DeviceState>, pass: &mut Pass) -> Identity {
-        let planned = self.plan.accepted.values();
-        let mut endpoints: BTreeSet<IpAddr> = planned.map(|node| node.endpoint.ip()).collect();
+        let mut endpoints = self.planned_endpoints();
         // A peer behind a NAT router is somewhere else than it publishes.
         let learned = device.into_iter().flat_map(|device| &device.peers);
         endpoints.extend(learned.filter_map(|peer| peer.endpoint).map(|e| e.ip()));
@@ -283,7 +296,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             // is protection.
             let local = self.planner.local().public_key;
             let local = identity.local_node(&self.config, local, self.planner.own_view());
-            self.plan = Arc::new(plan(&PlanInput {
+            self.plan = LivePlan::new(plan(&PlanInput {
                 settings: self.planner.settings(),
                 local: &local,
                 views: &BTreeMap::new(),
@@ -294,7 +307,8 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         };
         let local = identity.local_node(&self.config, key, self.planner.own_view());
         self.planner.handle_local(local);
-        if self.planner.is_dirty() {
+        // What was followed is planned anew as well: the plan does not rest on it for long.
+        if self.planner.is_dirty() || self.planner.has_followed() {
             self.poll_plan();
             self.ask_new_endpoints().await;
         }
@@ -311,7 +325,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
 
     /// A narrow place that no route tells of counts as much as one that does.
     fn narrow(&self, underlay: &mut Underlay) {
-        for node in self.plan.accepted.values() {
+        for node in self.plan.read().accepted.values() {
             if let Some(proven) = self.proven_mtu.get(&node.record.public_key) {
                 let known = underlay.path_mtu.entry(node.endpoint.ip());
                 known
@@ -321,6 +335,13 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         }
     }
 
+    /// The addresses that the planned peers are reached at.
+    fn planned_endpoints(&self) -> BTreeSet<IpAddr> {
+        let plan = self.plan.read();
+        let planned = plan.accepted.values();
+        planned.map(|node| node.endpoint.ip()).collect()
+    }
+
     /// The MTU of the way to peers that the plan has only just brought.
     async fn ask_new_endpoints(&mut self) {
         let known = self
@@ -328,8 +349,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             .as_ref()
             .map(|u| u.path_mtu.clone())
             .unwrap_or_default();
-        let planned = self.plan.accepted.values();
-        let endpoints: BTreeSet<IpAddr> = planned.map(|node| node.endpoint.ip()).collect();
+        let endpoints = self.planned_endpoints();
         if endpoints
             .iter()
             .all(|endpoint| known.contains_key(endpoint))
@@ -361,7 +381,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             };
             observed.routes.get(&key) == Some(&RouteTarget::Unreachable)
         };
-        observed.filter.as_ref() == Some(&self.plan.desired.filter)
+        observed.filter.as_ref() == Some(&self.plan.read().desired.filter)
             && self.config.cluster_cidrs.iter().all(guarded)
     }
 
@@ -396,7 +416,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         if identity.pod_cidrs.is_empty() {
             problems.push(NO_POD_CIDR.to_owned());
         }
-        problems.extend(self.plan.own_reject.as_ref().map(clashes_with_peers));
+        problems.extend(self.plan.read().own_reject.as_ref().map(clashes_with_peers));
         problems.extend(stranded_pods(&identity.pod_cidrs, &self.host.pods()));
         problems.extend(self.registry_troubles.iter().cloned());
         let more = problems.len().saturating_sub(MAX_PROBLEMS);

@@ -1,7 +1,6 @@
 //! What people are to be told of nodes: what was refused of them, and that a key has changed.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use warren_core::{KeyChange, NodeName, NodeUid};
 
@@ -9,7 +8,7 @@ use super::{Pass, Reconciler};
 use crate::dataplane::DataPlane;
 use crate::host::Host;
 use crate::registry::{Announcement, NodeNote};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{LivePlan, Snapshot};
 use crate::status::first_cause;
 use crate::store::Store;
 
@@ -25,8 +24,8 @@ pub(super) struct News {
 impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
     /// Plans anew, and takes note of keys that have changed.
     pub(super) fn poll_plan(&mut self) {
-        self.plan = Arc::new(self.planner.poll_plan());
-        for (name, change) in &self.plan.key_changes {
+        let plan = self.planner.poll_plan();
+        for (name, change) in &plan.key_changes {
             tracing::warn!(node = %name, old = %change.old, new = %change.new, "node changed its key");
             self.stats.key_changes += 1;
             if let Some(uid) = self.planner.uid_of(name.as_str()) {
@@ -34,6 +33,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 self.news.key_changes.insert(name.clone(), news);
             }
         }
+        self.plan = LivePlan::new(plan);
     }
 
     /// Lets nodes change to the keys that an operator has trusted here.
@@ -65,10 +65,11 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 });
             }
         };
-        for (name, reject) in self.plan.rejects.iter().filter(|(_, r)| !r.is_waiting()) {
+        let plan = self.plan.read();
+        for (name, reject) in plan.rejects.iter().filter(|(_, r)| !r.is_waiting()) {
             note(name, reject.reason(), format!("not in the mesh: {reject}"));
         }
-        for (name, notice) in &self.plan.notices {
+        for (name, notice) in &plan.notices {
             note(name.as_str(), notice.reason(), notice.to_string());
         }
         for (name, (_, change)) in &self.news.key_changes {

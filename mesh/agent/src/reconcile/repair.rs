@@ -57,11 +57,10 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         if touched.settings {
             pass.problems = self.host.prepare();
         }
-        let plan = self.plan.clone();
         // Before anything else is even read: what is open is open until then.
         if touched.filter && self.host.filter_is_gone() {
             tracing::warn!("somebody removed the filter; loading it anew");
-            let (old, new) = (None, plan.desired.filter.clone());
+            let (old, new) = (None, self.plan.read().desired.filter.clone());
             let loaded = self.host.apply(&Change::SetFilter { old, new }).await;
             pass.note(loaded);
             pass.changes += 1;
@@ -77,7 +76,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 let Some(state) = pass.note(self.host.observe().await) else {
                     break;
                 };
-                let changes = self.changes_to(&plan.desired, &state, removals);
+                let changes = self.changes_to(&state, removals);
                 if changes.is_empty() {
                     break;
                 }
@@ -98,6 +97,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         }
         self.stats.repairs += 1;
         self.stats.changes += pass.changes as u64;
+        self.calm &= pass.problems.is_empty();
         Repair {
             changes: pass.changes,
             unsettled: !pass.problems.is_empty(),

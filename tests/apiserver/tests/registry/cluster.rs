@@ -1,6 +1,7 @@
 //! A cluster of Node objects, as kubelets, controllers and operators change them.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -116,9 +117,20 @@ impl Cluster {
             let plane = self.plane.lock().expect("no test thread panics with it");
             plane.write_kubeconfig_by("registry", &token, self.proxy.address())
         };
+        let kubeconfig = kubeconfig.expect("a file");
+        self.registry_by(kubeconfig, own, events).await
+    }
+
+    /// A registry that asks whom, and as whom, this kubeconfig says.
+    pub(crate) async fn registry_by(
+        &self,
+        kubeconfig: PathBuf,
+        own: &str,
+        events: &str,
+    ) -> KubernetesRegistry {
         let options = KubernetesOptions {
             own_name: NodeName::new(own).expect("a name"),
-            kubeconfig: Some(kubeconfig.expect("a file")),
+            kubeconfig: Some(kubeconfig),
             events_file: self.files.path().join(events),
         };
         KubernetesRegistry::open(options).await.expect("a client")
@@ -139,6 +151,47 @@ impl Cluster {
             events.delete_collection(&all, &list).await?;
             Ok(())
         });
+    }
+
+    /// A kubeconfig by the way that can be cut, whose token is read from a file.
+    pub(crate) fn kubeconfig_of_token_file(&self, token: &Path) -> Result<PathBuf> {
+        let path = {
+            let plane = self.plane.lock().expect("no test thread panics with it");
+            plane.write_kubeconfig_by("token-file", "", self.proxy.address())?
+        };
+        let mut kubeconfig: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+        kubeconfig["users"][0]["user"] = json!({"tokenFile": token});
+        std::fs::write(&path, kubeconfig.to_string())?;
+        Ok(path)
+    }
+
+    /// A client of the API server's as an admin, for the calling thread's runtime.
+    pub(crate) async fn admin_client(&self) -> kube::Client {
+        let token = Identity::admin().token();
+        let made = {
+            let plane = self.plane.lock().expect("no test thread panics with it");
+            plane.write_kubeconfig("lossy-admin", &token)
+        };
+        let path = made.expect("a file");
+        let read = kube::config::Kubeconfig::read_from(path).expect("a kubeconfig");
+        let config = kube::Config::from_custom_kubeconfig(read, &Default::default()).await;
+        kube::Client::try_from(config.expect("a configuration")).expect("a client")
+    }
+
+    /// Whether the API server refuses this token.
+    pub(crate) fn refuses(&self, token: &str) -> bool {
+        let plane = self.plane.lock().expect("no test thread panics with it");
+        let asked = block_on(&self.host, async || {
+            let nodes: Api<Node> = Api::all(plane.client(token).await?);
+            Ok(nodes.list(&ListParams::default()).await)
+        });
+        let answer = asked.expect("the API server is asked");
+        matches!(answer, Err(kube::Error::Api(status)) if status.code == 401)
+    }
+
+    /// A directory for files of the test's.
+    pub(crate) fn files(&self) -> &Path {
+        self.files.path()
     }
 
     /// The host of the control plane.

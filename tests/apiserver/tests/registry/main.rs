@@ -1,5 +1,5 @@
 //! The registry of Kubernetes' Nodes against the real API server: the suite that every registry
-//! passes, what can happen to the server ([`faults`]), and what is written there ([`writes`]).
+//! passes, what can happen to the server ([`faults`]) and on the way to it ([`away`]), and what is written there ([`writes`]).
 //!
 //! ```text
 //!  host control-plane: etcd, kube-apiserver <-- proxy on the loopback <-- registry
@@ -8,6 +8,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod away;
 mod cluster;
 mod faults;
 #[path = "../../../../mesh/agent/tests/registry_suite/mod.rs"]
