@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build-deps build test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-interop test-hostile sim fuzz soak lint lint-deploy doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ build: build-deps ## build the programs (target/release/warren*)
 
 test: deps ## run all tests that this machine allows, naming each skip
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver
+	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver --exclude warren-deploy
 
 demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
@@ -55,6 +55,7 @@ test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a vir
 	$(CARGO) test --no-fail-fast -p warren-interop
 
 test-apiserver: deps ## a bare Kubernetes control plane, its programs built from their modules
+	tests/helm/prepare
 	tests/kubernetes/prepare
 	$(CARGO) build -p warren-tunnel -p warren-agent -p warren-cli -p warren-lab
 	$(CARGO) test --no-fail-fast -p warren-apiserver
@@ -89,6 +90,11 @@ lint: ## formatting, clippy with warnings refused, and the fuzz targets' own Car
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) metadata --locked --manifest-path tests/fuzz/Cargo.toml --format-version 1 >/dev/null
 
+lint-deploy: deps ## chart, manifests, alerts, dashboard and documented metrics, with the real helm, kubectl and promtool
+	tests/helm/prepare
+	tests/kubernetes/prepare
+	$(CARGO) test --no-fail-fast -p warren-deploy
+
 doc: ## build the crates' documentation, warnings refused
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
@@ -103,7 +109,7 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 
 # One after another: several of them need both cores.
 ci-steps:
-	for step in lint layers deny doc test test-cni demo test-apiserver test-interop test-hostile; do $(MAKE) $$step || exit; done
+	for step in lint layers deny doc test test-cni demo lint-deploy test-apiserver test-interop test-hostile; do $(MAKE) $$step || exit; done
 	$(MAKE) sim SECONDS=60 FIRST=1
 	$(MAKE) fuzz SECONDS=30
 

@@ -95,7 +95,7 @@ securityContext:
 {{/* Whether the tunnel answers on its UAPI socket. */}}
 {{- define "warren.tunnelAnswers" -}}
 exec:
-  command: [/usr/bin/warren, show, {{ .Values.interface }}, listen-port]
+  command: [/usr/bin/warren, show, {{ .Values.interface | quote }}, listen-port]
 {{- end }}
 
 {{/* Whether the agent answers on this node's loopback, where the kubelet asks; call with (list . PATH). */}}

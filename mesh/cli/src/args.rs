@@ -74,6 +74,8 @@ It refuses while a daemon runs or a pod is attached, unless it is told to end th
 configuration, Warren's devices, its routes (protocols 151 and 152), its rules, its nftables table, its
 sockets, and its state with the private key. What is not Warren's stays, also in the same directories.
 The agent's configuration file, the programs, and kernel settings stay; the settings are named.
+--wait and --stay are for a pod: one that runs on each node while the DaemonSets go, and is not started
+again when it is done.
 
 Exit code: 0 when nothing of Warren's is left; 1 when something is in the way or could not be removed;
 2 for wrong usage.";
@@ -110,6 +112,17 @@ pub struct UninstallArgs {
     /// End the daemons first (SIGTERM); what restarts them must be gone already
     #[arg(long)]
     pub stop: bool,
+    /// Wait so long for the daemons to be ended by what started them
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0,
+        conflicts_with = "stop"
+    )]
+    pub wait: u64,
+    /// Do nothing more, once nothing is left, until this is ended itself
+    #[arg(long, conflicts_with = "dry_run")]
+    pub stay: bool,
     /// Remove the pods' veths too: pods that run lose their network
     #[arg(long)]
     pub pods: bool,

@@ -70,6 +70,7 @@ pub(super) fn remove_sockets(report: &mut Report, args: &UninstallArgs, interfac
     ] {
         remove_file(report, &run.join(name));
     }
+    remove_tree(report, &run.join(consts::HOSTS_DIR));
     remove_empty(report, run);
 }
 
@@ -90,16 +91,22 @@ pub(super) fn remove_state(report: &mut Report, args: &UninstallArgs) {
             report
                 .kept
                 .push(format!("{}: Warren did not make it", shown(&path)));
-        } else if (text == "ipam" || text == consts::TRUSTED_DIR)
-            && path.is_dir()
-            && !path.is_symlink()
-        {
-            report.step(shown(&path), || fs::remove_dir_all(&path));
+        } else if text == "ipam" || text == consts::TRUSTED_DIR {
+            remove_tree(report, &path);
         } else {
             remove_file(report, &path);
         }
     }
     remove_empty(report, dir);
+}
+
+/// Removes a directory of Warren's own with what is in it, or what is in its place.
+fn remove_tree(report: &mut Report, path: &Path) {
+    if path.is_dir() && !path.is_symlink() {
+        report.step(shown(path), || fs::remove_dir_all(path));
+    } else {
+        remove_file(report, path);
+    }
 }
 
 fn remove_file(report: &mut Report, path: &Path) {
