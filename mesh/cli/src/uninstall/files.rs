@@ -9,6 +9,7 @@ use warren_core::files::NodeFile;
 
 use super::{Report, shown};
 use crate::args::UninstallArgs;
+use crate::install_cni::PARTIAL;
 
 /// What the daemons and the plugin keep in the state directory. A name that goes on after one of
 /// these is a damaged file that was set aside.
@@ -30,6 +31,11 @@ pub(super) fn remove_cni(report: &mut Report, args: &UninstallArgs) {
     remove_file(report, &conflist);
     if let Some(dir) = &args.cni_bin_dir {
         remove_file(report, &dir.join(consts::CNI_PLUGIN));
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+                remove_file(report, &entry.path());
+            }
+        }
     }
 }
 
