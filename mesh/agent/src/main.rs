@@ -31,6 +31,7 @@ use warren_agent::tunnel_socket::TunnelSocket;
 use warren_agent::uninstall;
 use warren_core::consts::{AGENT_SOCKET, TUNNEL_SOCKET, VIEW_FILE};
 use warren_core::files::SavedView;
+use warren_netlink::sysctl::Settings;
 
 /// The view of 5,000 nodes is about 10 MiB.
 const MAX_VIEW_LEN: u64 = 256 * 1024 * 1024;
@@ -136,7 +137,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let tunnel_socket = TunnelSocket(config.run_dir.join(TUNNEL_SOCKET));
     let tunnel = UapiDataPlane::new(config.uapi_dir.join(format!("{}.sock", config.interface)))
         .with_status(tunnel_socket.clone());
-    let host = LinuxHost::open(config.interface.clone())?;
+    let settings = Settings::below(&config.sysctl_dir);
+    let host = LinuxHost::open(config.interface.clone(), settings)?;
     let views = saved.views.clone();
     let reconciler = Reconciler::new(config.clone(), uid, host, tunnel.clone(), saved)?;
 

@@ -35,6 +35,9 @@ pub enum Command {
     /// Take all that is Warren's off this node, and nothing else
     #[command(after_help = UNINSTALL_HELP)]
     Uninstall(UninstallArgs),
+    /// Put the plugin warren-cni where the container runtime looks for plugins
+    #[command(after_help = INSTALL_CNI_HELP)]
+    InstallCni(InstallCniArgs),
 }
 
 const SHOW_HELP: &str = "\
@@ -87,6 +90,23 @@ old one here, and traffic with it stops once the old key is gone. Compare the ne
 
 Exit code: 0 the peer has changed to the key; 1 nothing is to be trusted, or the key could not be
 written or was not taken; 2 for wrong usage.";
+
+const INSTALL_CNI_HELP: &str = "\
+Written aside, synced and renamed, with mode 0755, so that the runtime finds the old plugin or the new
+one, whole. Where the same plugin is there already nothing is written. No other file is touched.
+
+Exit code: 0 the plugin is there; 1 it could not be put there; 2 for wrong usage.";
+
+/// Arguments of `warren install-cni`.
+#[derive(Clone, Debug, Args)]
+pub struct InstallCniArgs {
+    /// Directory of the container runtime's CNI plugins, such as /opt/cni/bin; it must exist
+    #[arg(long)]
+    pub to: PathBuf,
+    /// The plugin to install
+    #[arg(long, default_value = "/usr/bin/warren-cni")]
+    pub from: PathBuf,
+}
 
 /// Arguments of `warren trust`.
 #[derive(Clone, Debug, Args)]
