@@ -63,7 +63,8 @@ securityContext:
 {{- define "warren.token" -}}
 - name: token
   projected:
-    defaultMode: 0400
+    # 0400, which versions of YAML read differently.
+    defaultMode: 256
     sources:
       - serviceAccountToken:
           path: token

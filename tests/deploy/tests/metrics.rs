@@ -29,7 +29,7 @@ fn served() -> BTreeSet<String> {
             "latest_handshake": null, "handshake_age_seconds": null, "rx_bytes": 0, "tx_bytes": 0, "notice": null,
             "degraded": {"reason": "no-answer", "message": ""},
         }],
-        "rejected": [{"node": "c", "reason": "DuplicateKey", "message": ""}],
+        "rejected": [{"node": "c", "reason": "DuplicateKey", "message": "", "waiting": false}],
         "filter_drops": {"antispoof": 1},
     }))
     .unwrap();

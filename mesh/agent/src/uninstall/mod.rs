@@ -4,12 +4,13 @@
 //! ```text
 //! DaemonSet of `warren uninstall` --> its Pods, the Nodes --> Progress
 //!     all done, but for nodes that do not answer; or out of time
-//! each Node: server-side apply, as the agents did it, of nothing
+//! each Node: our annotations go, and the condition if the API server knows it as the agents'
 //! ```
 //!
 //! It runs once the agents are gone, in a pod of its own: see deploy/chart/templates/uninstall.yaml. What operators
 //! wrote to Nodes stays.
 
+mod left;
 mod progress;
 
 use std::collections::BTreeMap;
@@ -24,15 +25,16 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 pub use progress::Progress;
 
-use crate::registry::kubernetes_client;
+use crate::registry::{describe, kubernetes_client};
 
 /// The name that this is called by.
 pub const COMMAND: &str = "uninstall-cluster";
+/// Who writes, to the API server.
+const FIELD_MANAGER: &str = "warren-uninstall";
 /// How often it is looked how far the nodes are.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// How long writing to the Nodes may take, once the nodes are done.
@@ -159,7 +161,7 @@ async fn try_to_take_back(client: &Client) -> anyhow::Result<usize> {
     let nodes = nodes(client).await?;
     let api: Api<Node> = Api::all(client.clone());
     let failures: BTreeMap<String, String> = stream::iter(&nodes)
-        .map(|node| apply_nothing(&api, node))
+        .map(|node| take_back_from(&api, node))
         .buffer_unordered(AT_ONCE)
         .filter_map(async |failure| failure)
         .collect()
@@ -170,25 +172,26 @@ async fn try_to_take_back(client: &Client) -> anyhow::Result<usize> {
     }
 }
 
-/// Applies nothing in the agents' name: the API server removes what they alone had applied.
-async fn apply_nothing(api: &Api<Node>, node: &Node) -> Option<(String, String)> {
+/// Writes what differs and no more; its name and why that failed, if it did.
+async fn take_back_from(api: &Api<Node>, node: &Node) -> Option<(String, String)> {
     let name = node.metadata.name.clone().unwrap_or_default();
-    // With the uid nothing is written to another life of the Node, and none is made.
-    let nothing = json!({
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": name, "uid": node.metadata.uid},
-    });
-    let parameters = PatchParams::apply(crate::registry::FIELD_MANAGER).force();
-    let patch = Patch::Apply(&nothing);
-    let written = match api.patch(&name, &parameters, &patch).await {
-        Ok(_) => api.patch_status(&name, &parameters, &patch).await,
-        Err(error) => Err(error),
+    let parameters = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
     };
+    let mut written = Ok(());
+    if let Some(patch) = left::without_annotations(node) {
+        let answer = api.patch(&name, &parameters, &Patch::Merge(patch)).await;
+        written = answer.map(drop);
+    }
+    if let (Ok(()), Some(patch)) = (&written, left::without_condition(node)) {
+        let patch = Patch::Strategic(patch);
+        written = api.patch_status(&name, &parameters, &patch).await.map(drop);
+    }
     match written {
-        Ok(_) => None,
+        Ok(()) => None,
         // Deleted, or made anew, which no agent has written to.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => None,
-        Err(error) => Some((name, crate::registry::describe(&error))),
+        Err(error) => Some((name, describe(&error))),
     }
 }

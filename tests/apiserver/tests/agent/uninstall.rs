@@ -129,6 +129,9 @@ pub(crate) fn takes_back_what_agents_wrote(machine: &mut Machine) -> Result<()> 
     );
     assert_eq!(of_node(machine)?, before);
 
+    let managers = get(machine, "/api/v1/nodes/node1")?["metadata"]["managedFields"].to_string();
+    assert!(!managers.contains("warren-agent"), "{managers}");
+
     // Once more: nothing is left to take back, and nothing is made.
     let (code, text) = uninstall_cluster(machine, "20")?;
     assert_eq!(code, 0, "{text}");
