@@ -78,10 +78,20 @@ impl Image {
     /// It is no OCI layout of one image.
     pub fn open(tar: &Path) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        output(Command::new("tar").arg("-xf").arg(tar).arg("-C").arg(dir.path()))?;
+        output(
+            Command::new("tar")
+                .arg("-xf")
+                .arg(tar)
+                .arg("-C")
+                .arg(dir.path()),
+        )?;
         let index = json(&dir.path().join("index.json"))?;
         let descriptor = index["manifests"][0].clone();
-        ensure!(index["manifests"].as_array().is_some_and(|all| all.len() == 1));
+        ensure!(
+            index["manifests"]
+                .as_array()
+                .is_some_and(|all| all.len() == 1)
+        );
         let blob = |descriptor: &Value| json(&blob(dir.path(), descriptor)?);
         let manifest = blob(&descriptor)?;
         let config = blob(&manifest["config"])?;
@@ -106,7 +116,10 @@ impl Image {
                 let digest = output(Command::new("sha256sum").arg(&path))?;
                 let named = descriptor["digest"].as_str().unwrap_or_default();
                 let digest = digest.split(' ').next().unwrap_or_default();
-                ensure!(named == format!("sha256:{digest}"), "{descriptor}: {digest}");
+                ensure!(
+                    named == format!("sha256:{digest}"),
+                    "{descriptor}: {digest}"
+                );
                 ensure!(descriptor["size"] == path.metadata()?.len(), "{descriptor}");
                 Ok(path)
             })

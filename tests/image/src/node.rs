@@ -33,7 +33,10 @@ const USUAL: [&str; 14] = [
 /// The runtime's own needs, of which the machine lacks one.
 pub fn missing() -> Option<&'static str> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let found = |name: &str| path.split(':').any(|dir| Path::new(dir).join(name).exists());
+    let found = |name: &str| {
+        path.split(':')
+            .any(|dir| Path::new(dir).join(name).exists())
+    };
     if !nix::unistd::geteuid().is_root() {
         return Some("root, for control groups");
     }

@@ -96,22 +96,37 @@ fn a_runtime_takes_the_images_and_starts_each_of_their_programs() -> Result<()> 
     let version = env!("CARGO_PKG_VERSION");
     let warren = format!("warren {version}\n");
     for (image, program, expected) in [
-        ("tunnel", "/usr/bin/warren-tunnel", format!("warren-tunnel {version}\n")),
+        (
+            "tunnel",
+            "/usr/bin/warren-tunnel",
+            format!("warren-tunnel {version}\n"),
+        ),
         ("tunnel", "/usr/bin/warren", warren.clone()),
-        ("agent", "/usr/bin/warren-agent", format!("warren-agent {version}\n")),
+        (
+            "agent",
+            "/usr/bin/warren-agent",
+            format!("warren-agent {version}\n"),
+        ),
         ("agent", "/usr/bin/warren", warren.clone()),
         ("cni", "/usr/bin/warren", warren),
     ] {
         let container = Container::new(image, "version");
         let said = node.run(&container, &[program, "--version"])?;
-        assert_eq!((said.success(), &*said.stdout), (true, &*expected), "{said:?}");
+        assert_eq!(
+            (said.success(), &*said.stdout),
+            (true, &*expected),
+            "{said:?}"
+        );
     }
     let container = Container::new("agent", "nft");
     let said = node.run(&container, &["/usr/sbin/nft", "--version"])?;
     assert!(said.stdout.starts_with("nftables v"), "{said:?}");
     for image in IMAGES {
         let shell = node.run(&Container::new(image, "shell"), &["/bin/sh", "-c", "true"])?;
-        assert!(!shell.success() && shell.stderr.contains("no such file"), "{shell:?}");
+        assert!(
+            !shell.success() && shell.stderr.contains("no such file"),
+            "{shell:?}"
+        );
     }
     Ok(())
 }
@@ -130,11 +145,17 @@ fn the_plugin_is_installed_by_a_container_without_any_right() -> Result<()> {
     for expected in ["installed", "up to date"] {
         let said = node.run(&container, &program)?;
         let line = format!("/host/cni-bin/warren-cni: {expected}\n");
-        assert_eq!((said.success(), said.stdout.clone()), (true, line), "{said:?}");
+        assert_eq!(
+            (said.success(), said.stdout.clone()),
+            (true, line),
+            "{said:?}"
+        );
     }
     // On the host, which has another C library or none.
     let plugin = bin.join("warren-cni");
-    let said = node.host.sh(&format!("CNI_COMMAND=VERSION {}", plugin.display()))?;
+    let said = node
+        .host
+        .sh(&format!("CNI_COMMAND=VERSION {}", plugin.display()))?;
     assert_eq!(said.json()?["cniVersion"], "1.1.0");
     Ok(())
 }
@@ -153,14 +174,21 @@ fn nodes_are_a_mesh_by_daemons_in_containers_that_have_only_the_rights_they_need
     let mut daemons = Vec::new();
     for (node, number) in nodes.iter().zip(1..) {
         daemons.push(tunnel(node, &TUNNEL)?);
-        daemons.push(agent(node, number, &registry, &["--sysctl-dir=/host/proc/sys"])?);
+        daemons.push(agent(
+            node,
+            number,
+            &registry,
+            &["--sysctl-dir=/host/proc/sys"],
+        )?);
     }
     let logs = || daemons.iter().map(|it| it.describe()).collect::<String>();
     let is_well = |node: &Node| {
         status(node).is_some_and(|it| it["protected"] == true && it["peers"][0]["node"].is_string())
     };
-    poll_until(PATIENCE, "both nodes know one another", || nodes.iter().all(is_well))
-        .inspect_err(|_| eprintln!("{}", logs()))?;
+    poll_until(PATIENCE, "both nodes know one another", || {
+        nodes.iter().all(is_well)
+    })
+    .inspect_err(|_| eprintln!("{}", logs()))?;
     for to in ["10.244.2.1", "fd00:244:0:2::1"] {
         nodes[0].host.run(&["ping", "-c3", "-W5", to])?;
     }
@@ -171,21 +199,39 @@ fn nodes_are_a_mesh_by_daemons_in_containers_that_have_only_the_rights_they_need
         for setting in settings {
             assert_eq!(node.host.run(&["sysctl", "-n", setting])?.stdout, "1\n");
         }
-        assert!(node.directory("net.d")?.join("10-warren.conflist").is_file());
+        assert!(
+            node.directory("net.d")?
+                .join("10-warren.conflist")
+                .is_file()
+        );
         // What a probe of the tunnel runs.
         let probe = ["/usr/bin/warren", "show", "warren0", "listen-port"];
         let said = node.exec("tunnel", &probe)?;
-        assert_eq!((said.success(), &*said.stdout), (true, "51871\n"), "{said:?}");
+        assert_eq!(
+            (said.success(), &*said.stdout),
+            (true, "51871\n"),
+            "{said:?}"
+        );
     }
     // What is there of the daemons' rights, as the kernel says it.
     let rights = |container: &str| -> Result<BTreeSet<String>> {
         let of = nodes[0].host.sh(&format!(
             "grep -h -E '^(CapPrm|CapBnd|NoNewPrivs|Seccomp):' /proc/$(pgrep -x warren-{container} | head -n 1)/status"
         ))?;
-        Ok(of.stdout.lines().map(|it| it.split_whitespace().collect::<Vec<_>>().join(" ")).collect())
+        Ok(of
+            .stdout
+            .lines()
+            .map(|it| it.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect())
     };
     let expected = |mask: &str| -> BTreeSet<String> {
-        [format!("CapPrm: {mask}"), format!("CapBnd: {mask}"), "NoNewPrivs: 1".into(), "Seccomp: 2".into()].into()
+        [
+            format!("CapPrm: {mask}"),
+            format!("CapBnd: {mask}"),
+            "NoNewPrivs: 1".into(),
+            "Seccomp: 2".into(),
+        ]
+        .into()
     };
     assert_eq!(rights("tunnel")?, expected("0000000000003000"));
     assert_eq!(rights("agent")?, expected("0000000000001000"));
@@ -268,9 +314,15 @@ fn an_agent_finds_its_api_server_by_address_by_etc_hosts_and_by_dns() -> Result<
     let stopped = Arc::clone(&stop);
     let dns = std::thread::spawn(move || answer_dns(&socket, "api.dns.test", &stopped));
 
-    for (server, port) in [("127.0.0.5", 6005), ("api.hosts.test", 6006), ("api.dns.test", 6007)] {
+    for (server, port) in [
+        ("127.0.0.5", 6005),
+        ("api.hosts.test", 6006),
+        ("api.dns.test", 6007),
+    ] {
         let address = format!("127.0.0.{}:{port}", port - 6000);
-        let listener = node.host.in_netns(|| std::net::TcpListener::bind(&address))??;
+        let listener = node
+            .host
+            .in_netns(|| std::net::TcpListener::bind(&address))??;
         let kubeconfig = kubeconfig(&dir, &format!("https://{server}:{port}"))?;
         let container = Container::new("agent", "names")
             .capabilities(&AGENT)
@@ -303,7 +355,7 @@ fn kubeconfig(dir: &Path, server: &str) -> Result<PathBuf> {
     let path = dir.join("kubeconfig");
     let document = serde_json::json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "it",
-        "clusters": [{ "name": "it", "cluster": { "server": server, "insecure-skip-tls-verify": true } }],
+        "clusters": [{ "name": "it", "cluster": { "server": server, "certificate-authority": "/authority" } }],
         "users": [{ "name": "it", "user": { "token": "none" } }],
         "contexts": [{ "name": "it", "context": { "cluster": "it", "user": "it" } }],
     });

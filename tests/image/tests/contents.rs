@@ -130,11 +130,16 @@ fn a_bill_names_every_crate_of_its_programs_and_every_package_of_its_files() -> 
         let path = directory().join(format!("warren-{name}.cdx.json"));
         let text = std::fs::read_to_string(&path)?;
         let root = Image::open(&tar(name)?)?.unpack()?;
-        let inside = root.path().join(format!("usr/share/sbom/warren-{name}.cdx.json"));
+        let inside = root
+            .path()
+            .join(format!("usr/share/sbom/warren-{name}.cdx.json"));
         assert_eq!(std::fs::read_to_string(inside)?, text);
 
         let bill: Value = serde_json::from_str(&text)?;
-        assert_eq!((&bill["bomFormat"], &bill["specVersion"]), (&"CycloneDX".into(), &"1.5".into()));
+        assert_eq!(
+            (&bill["bomFormat"], &bill["specVersion"]),
+            (&"CycloneDX".into(), &"1.5".into())
+        );
         let mut refs = BTreeSet::new();
         for component in bill["components"].as_array().unwrap() {
             assert!(component["version"].is_string(), "{component}");
@@ -159,7 +164,10 @@ fn a_bill_names_every_crate_of_its_programs_and_every_package_of_its_files() -> 
         let lock = std::fs::read_to_string(source().join("Cargo.lock"))?;
         for component in bill["components"].as_array().unwrap() {
             if let Some(hash) = component["hashes"][0]["content"].as_str() {
-                assert!(lock.contains(&format!("checksum = \"{hash}\"")), "{component}");
+                assert!(
+                    lock.contains(&format!("checksum = \"{hash}\"")),
+                    "{component}"
+                );
             }
         }
         if name == "agent" {
@@ -170,7 +178,11 @@ fn a_bill_names_every_crate_of_its_programs_and_every_package_of_its_files() -> 
 }
 
 fn assert_every_library_has_a_package(root: &Path, refs: &BTreeSet<String>) -> Result<()> {
-    let find = output(Command::new("find").arg(root).args(["-name", "*.so*", "-type", "f"]))?;
+    let find = output(
+        Command::new("find")
+            .arg(root)
+            .args(["-name", "*.so*", "-type", "f"]),
+    )?;
     let libraries: Vec<&str> = find.lines().collect();
     assert!(libraries.len() > 5, "{libraries:?}");
     for library in libraries {
@@ -181,7 +193,10 @@ fn assert_every_library_has_a_package(root: &Path, refs: &BTreeSet<String>) -> R
         let found = output(Command::new("dpkg-query").args(["--search", &format!("*/{name}")]))?;
         let package = found.split(':').next().unwrap_or_default();
         let prefix = format!("pkg:deb/debian/{package}@");
-        assert!(refs.iter().any(|it| it.starts_with(&prefix)), "{library}: {found}");
+        assert!(
+            refs.iter().any(|it| it.starts_with(&prefix)),
+            "{library}: {found}"
+        );
     }
     Ok(())
 }
@@ -200,14 +215,21 @@ fn the_same_programs_give_the_same_bytes_wherever_and_however_images_are_made() 
     let elsewhere = tempfile::tempdir()?;
     let build = source().join("deploy/image/build").canonicalize()?;
     let mut command = Command::new("sh");
-    command.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(build);
-    command.arg(programs.path()).arg(elsewhere.path().join("out"));
+    command
+        .args(["-c", "umask 077; exec \"$0\" \"$@\""])
+        .arg(build);
+    command
+        .arg(programs.path())
+        .arg(elsewhere.path().join("out"));
     command.current_dir(elsewhere.path());
     command.envs([("TZ", "Asia/Kathmandu"), ("LC_ALL", "C.UTF-8")]);
     command.env("TMPDIR", elsewhere.path());
     output(&mut command)?;
     for name in IMAGES {
-        for file in [format!("warren-{name}.tar"), format!("warren-{name}.cdx.json")] {
+        for file in [
+            format!("warren-{name}.tar"),
+            format!("warren-{name}.cdx.json"),
+        ] {
             let first = std::fs::read(directory().join(&file))?;
             let second = std::fs::read(elsewhere.path().join("out").join(&file))?;
             assert!(first == second, "{file} differs");
