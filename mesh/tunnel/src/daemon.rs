@@ -112,9 +112,13 @@ fn make_shard(
     let private_key = if options.ephemeral {
         PrivateKey::generate()?
     } else {
-        state_dir::close_to_others(&options.state_dir)
-            .with_context(|| format!("close {} to others", options.state_dir.display()))?;
-        file::load_or_create(&options.key_file())?
+        let key_file = options.key_file();
+        // A key that is there already may have been read by others: that is for people to judge.
+        if !key_file.exists() {
+            state_dir::close_to_others(&options.state_dir)
+                .with_context(|| format!("close {} to others", options.state_dir.display()))?;
+        }
+        file::load_or_create(&key_file)?
     };
     let now = Now::read();
     let mark = saved.as_ref().map_or(Duration::ZERO, |s| s.newest_stamp);

@@ -43,6 +43,8 @@ fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
     std::fs::set_permissions(dir.join("state"), private)?;
     std::fs::write(dir.join("cni/99-other.conflist"), "{}")?;
     std::fs::write(dir.join("opt/warren-cni"), "the plugin")?;
+    // What an installer that was killed leaves.
+    std::fs::write(dir.join("opt/.warren-cni-XqZ1Pw"), "a part of it")?;
     std::fs::write(dir.join("opt/bridge"), "another plugin")?;
     std::fs::write(dir.join("state/notes"), "an administrator's")?;
     node.host.sh(
@@ -94,6 +96,7 @@ fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
         "would remove nftables table inet warren",
         "private.key",
         "opt/warren-cni",
+        "opt/.warren-cni-XqZ1Pw",
         "from 10.244.2.0/24",
         "node2.json",
     ] {
@@ -122,13 +125,15 @@ fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
     let new: Vec<_> = after.difference(&before).filter(|l| !named(l)).collect();
     let missing: Vec<_> = before
         .difference(&after)
-        .filter(|l| !named(l) && !l.contains("opt/warren-cni"))
+        .filter(|l| !named(l) && !l.contains("opt/warren-cni") && !l.contains("opt/.warren-cni-"))
         .collect();
     assert!(
         new.is_empty() && missing.is_empty(),
         "new: {new:#?}\nmissing: {missing:#?}"
     );
-    assert!(!std::path::Path::new(&opt).join("warren-cni").exists());
+    for gone in ["warren-cni", ".warren-cni-XqZ1Pw"] {
+        assert!(!std::path::Path::new(&opt).join(gone).exists(), "{gone}");
+    }
     assert!(!mesh.registry().join("node2.json").exists());
     assert!(mesh.registry().join("node1.json").exists());
     assert!(text.contains("state/notes"), "{text}");

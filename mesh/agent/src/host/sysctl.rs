@@ -99,8 +99,9 @@ fn set(knobs: &mut impl Knobs, key: &str, value: &str) -> io::Result<()> {
     if knobs.read(key)? == value {
         return Ok(());
     }
+    knobs.write(key, value)?;
     tracing::info!(key, value, "set a kernel setting");
-    knobs.write(key, value)
+    Ok(())
 }
 
 /// Devices come and go; one that is gone needs nothing.
