@@ -32,4 +32,5 @@ pub mod status;
 pub mod status_server;
 pub mod store;
 pub mod tunnel_socket;
+pub mod uninstall;
 pub mod view_files;

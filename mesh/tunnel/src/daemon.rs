@@ -22,7 +22,7 @@ use crate::status_socket::{Fixed, KeyFile};
 use crate::time::Now;
 use crate::tun::Tun;
 use crate::udp::Udp;
-use crate::{clock, status_socket, uapi_server, unix_socket};
+use crate::{clock, state_dir, status_socket, uapi_server, unix_socket};
 
 /// Runs the daemon until SIGTERM or SIGINT. The TUN device stays; the sockets go.
 ///
@@ -117,10 +117,16 @@ impl Drop for EndOfShard {
 }
 
 fn private_key(options: &Options) -> anyhow::Result<PrivateKey> {
-    Ok(match options.ephemeral {
-        true => PrivateKey::generate()?,
-        false => file::load_or_create(&options.key_file())?,
-    })
+    if options.ephemeral {
+        return Ok(PrivateKey::generate()?);
+    }
+    let key_file = options.key_file();
+    // A key that is there already may have been read by others: that is for people to judge.
+    if !key_file.exists() {
+        state_dir::close_to_others(&options.state_dir)
+            .with_context(|| format!("close {} to others", options.state_dir.display()))?;
+    }
+    Ok(file::load_or_create(&key_file)?)
 }
 
 /// What can be told of a key's file; nothing where the file system keeps no times.

@@ -43,6 +43,8 @@ fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
     std::fs::set_permissions(dir.join("state"), private)?;
     std::fs::write(dir.join("cni/99-other.conflist"), "{}")?;
     std::fs::write(dir.join("opt/warren-cni"), "the plugin")?;
+    // What an installer that was killed leaves.
+    std::fs::write(dir.join("opt/.warren-cni-XqZ1Pw"), "a part of it")?;
     std::fs::write(dir.join("opt/bridge"), "another plugin")?;
     std::fs::write(dir.join("state/notes"), "an administrator's")?;
     node.host.sh(
@@ -61,6 +63,9 @@ fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
     mesh.wait_connected(std::time::Duration::from_secs(30))?;
     let pod = mesh.node(2).attach("a")?;
     let node = mesh.node(2);
+    // Aliases of a pod that had some, and whose DEL never came.
+    node.host
+        .sh("mkdir -p /run/warren/hosts && echo 10.244.2.9 b >/run/warren/hosts/wrn0")?;
     let (state, cni, opt) = (dir.join("state"), dir.join("cni"), dir.join("opt"));
     let (state, cni, opt) = (
         state.display().to_string(),
@@ -91,6 +96,7 @@ fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
         "would remove nftables table inet warren",
         "private.key",
         "opt/warren-cni",
+        "opt/.warren-cni-XqZ1Pw",
         "from 10.244.2.0/24",
         "node2.json",
     ] {
@@ -119,13 +125,15 @@ fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
     let new: Vec<_> = after.difference(&before).filter(|l| !named(l)).collect();
     let missing: Vec<_> = before
         .difference(&after)
-        .filter(|l| !named(l) && !l.contains("opt/warren-cni"))
+        .filter(|l| !named(l) && !l.contains("opt/warren-cni") && !l.contains("opt/.warren-cni-"))
         .collect();
     assert!(
         new.is_empty() && missing.is_empty(),
         "new: {new:#?}\nmissing: {missing:#?}"
     );
-    assert!(!std::path::Path::new(&opt).join("warren-cni").exists());
+    for gone in ["warren-cni", ".warren-cni-XqZ1Pw"] {
+        assert!(!std::path::Path::new(&opt).join(gone).exists(), "{gone}");
+    }
     assert!(!mesh.registry().join("node2.json").exists());
     assert!(mesh.registry().join("node1.json").exists());
     assert!(text.contains("state/notes"), "{text}");
@@ -136,6 +144,70 @@ fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
     assert!(text.contains("nothing of Warren's is here"), "{text}");
     assert_eq!(dump(node)?, after);
     pod.pod.destroy()?;
+    Ok(())
+}
+
+fn children(pid: &str) -> Result<String> {
+    Ok(std::fs::read_to_string(format!(
+        "/proc/{pid}/task/{pid}/children"
+    ))?)
+}
+
+/// Topology: node1 alone. Its daemons are ended by somebody else, as a DaemonSet is deleted, while `warren uninstall`
+/// waits for that; as a container's first process it stays until it is told to end.
+#[test]
+fn it_waits_for_daemons_that_others_end_and_stays_until_it_is_ended() -> Result<()> {
+    require!();
+    let mesh = Mesh::start("uninstall-wait", 1)?;
+    let node = mesh.node(1);
+    let dir = node.host.dir().display().to_string();
+    let warren = bin("warren")?.display().to_string();
+    let command = |wait: &str| {
+        format!(
+            "{warren} uninstall --wait {wait} --stay --state-dir {dir}/state --cni-conf-dir {dir}/cni"
+        )
+    };
+    // Nobody ends them in time: nothing is removed, and nothing stays.
+    let refused = node
+        .host
+        .sh(&format!("{} 2>&1 || echo ended $?", command("1")))?;
+    let text = refused.stdout;
+    assert!(
+        text.contains("ended 1") && text.contains("nothing was removed"),
+        "{text}"
+    );
+
+    let script = format!("unshare --fork --pid --kill-child {}", command("60"));
+    let uninstall = node
+        .host
+        .spawn(Command::new("sh").args(["-c", &format!("exec {script}")]))?;
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(uninstall.log().is_empty(), "{}", uninstall.log());
+    for daemon in [&node.agent, &node.tunnel] {
+        daemon.as_ref().unwrap().signal(Signal::SIGTERM);
+    }
+    let removed = || {
+        uninstall
+            .log()
+            .contains("removed nftables table")
+            .then_some(())
+    };
+    poll_for(
+        Duration::from_secs(30),
+        "warren uninstall to be done",
+        removed,
+    )?;
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(uninstall.is_running(), "{}", uninstall.log());
+    // The last of unshare's line: the first process of its namespace.
+    let mut first = uninstall.pid().to_string();
+    while let Some(child) = children(&first)?.split_whitespace().next() {
+        first = child.to_owned();
+    }
+    assert!(Command::new("kill").arg(&first).status()?.success());
+    poll_for(Duration::from_secs(10), "its end", || {
+        (!uninstall.is_running()).then_some(())
+    })?;
     Ok(())
 }
 
