@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build-deps build test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ build: build-deps ## build the programs (target/release/warren*)
 
 test: deps ## run all tests that this machine allows, naming each skip
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver
+	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver --exclude warren-cluster
 
 demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
@@ -58,6 +58,11 @@ test-apiserver: deps ## a bare Kubernetes control plane, its programs built from
 	tests/kubernetes/prepare
 	$(CARGO) build -p warren-tunnel -p warren-agent -p warren-cli -p warren-lab
 	$(CARGO) test --no-fail-fast -p warren-apiserver
+
+test-cluster: deps image ## a real Kubernetes of three nodes with Warren installed by Helm; KEEP=1 leaves it up, ONLY= takes a part of scenarios' names
+	tests/cluster/prepare
+	tests/helm/prepare
+	KEEP=$(KEEP) $(CARGO) test --no-fail-fast -p warren-cluster -- --nocapture $(ONLY)
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
 	$(CARGO) build $(if $(LONG),--release) -p warren-tunnel -p warren-hostile
@@ -103,7 +108,7 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 
 # One after another: several of them need both cores.
 ci-steps:
-	for step in lint layers deny doc test test-cni demo test-apiserver test-interop test-hostile; do $(MAKE) $$step || exit; done
+	for step in lint layers deny doc test test-cni demo test-apiserver test-cluster test-interop test-hostile; do $(MAKE) $$step || exit; done
 	$(MAKE) sim SECONDS=60 FIRST=1
 	$(MAKE) fuzz SECONDS=30
 
