@@ -13,7 +13,7 @@ for place in etc opt var; do
 done
 # Folders of its own instead of the machine's, also where an overlay cannot be: under another overlay.
 for place in /etc/cni/net.d /etc/kubernetes /opt/cni/bin /var/lib/cni /var/lib/containerd /var/lib/kubelet \
-    /var/lib/warren /var/log/containers /var/log/pods; do
+    /var/log/containers /var/log/pods; do
     mkdir -p "$place" "$dir/root$place"
     mount --bind "$dir/root$place" "$place"
 done
@@ -41,3 +41,4 @@ kernel/keys/root_maxbytes 25000000
 END
 
 echo "nameserver 192.0.2.254" >/etc/kubernetes/resolv.conf
+mkdir -p -m 0700 /var/lib/warren # TEMPORARY

@@ -66,12 +66,11 @@ pub(super) fn keys_and_status_agree(world: &mut World) -> Result<()> {
         for other in World::NODES.iter().filter(|other| **other != name) {
             let status = warren::status(cluster, other)?;
             let peers = status["peers"].as_array().context("peers")?;
-            let peer = peers.iter().find(|peer| peer["name"] == name);
+            let peer = peers.iter().find(|peer| peer["node"] == name);
             let peer = peer.with_context(|| format!("{other} does not know {name}"))?;
-            let text = peer.to_string();
             ensure!(
-                text.contains(key),
-                "{other} has another key of {name}: {text}"
+                peer["public_key"] == key,
+                "{other} has another key of {name}: {peer}"
             );
         }
     }
