@@ -75,7 +75,7 @@ sim: ## random scenarios of a simulated cluster: 10,000, or SECONDS=60 of them, 
 fuzz: ## run each fuzz target for SECONDS=30, from the committed corpus
 	tests/fuzz/run $(or $(SECONDS),30)
 
-soak: deps ## all long forms: agents stopped for a minute, 20 rounds of the storm on warren-cni, a minute of 200 registry changes a second, 5 minutes of a blocked port, 15 minutes over rekeys with loss, then LONG=1 of test-hostile and the fuzz targets
+soak: deps ## all long forms: agents stopped for a minute, 20 rounds of the storm on warren-cni, a minute of 200 registry changes a second, 10 minutes without the API server, 5 minutes of a blocked port, 15 minutes over rekeys with loss, then LONG=1 of test-hostile and the fuzz targets
 	$(CARGO) build --workspace --bins
 	WARREN_STOP_SECONDS=60 $(CARGO) test -p warren-e2e --test lifecycle does_not_notice -- --nocapture
 	WARREN_CHURN_SECONDS=60 $(CARGO) test -p warren-e2e --test registry two_hundred -- --nocapture
@@ -83,6 +83,7 @@ soak: deps ## all long forms: agents stopped for a minute, 20 rounds of the stor
 	WARREN_STORM_ROUNDS=20 $(CARGO) test -p warren-storm -- --nocapture
 	$(CARGO) build --release -p warren-tunnel -p warren-hostile
 	$(CARGO) test --release -p warren-hostile --test soak -- --nocapture --ignored
+	WARREN_OUTAGE_SECONDS=600 $(MAKE) test-cluster ONLY=api_server_is_away
 	tests/interop/prepare
 	$(CARGO) build -p warren-tunnel -p warren-lab -p warren-interop
 	$(CARGO) test -p warren-interop -- --ignored

@@ -24,7 +24,7 @@ const OUTSIDE_ADDRESSES: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfe)),
 ];
 /// How many of the last events a picture has.
-const EVENTS_SHOWN: usize = 40;
+const EVENTS_SHOWN: usize = 20;
 /// The most nodes that can join; each has its tokens from the start.
 pub const NODES_MAX: u8 = 5;
 /// The user of the API server's own certificate, by which kubelets know it.
@@ -224,6 +224,7 @@ impl Cluster {
             "get",
             "events",
             "-A",
+            "--field-selector=type!=Normal",
             "--sort-by=.metadata.creationTimestamp",
         ]);
         let lines: Vec<&str> = events.lines().collect();

@@ -41,4 +41,3 @@ kernel/keys/root_maxbytes 25000000
 END
 
 echo "nameserver 192.0.2.254" >/etc/kubernetes/resolv.conf
-mkdir -p -m 0700 /var/lib/warren # TEMPORARY

@@ -254,7 +254,10 @@ impl PodSpec<'_> {
                         "env": [{"name": "PROBE_NAME", "value": self.name}],
                         "ports": ports,
                         "readinessProbe": {"httpGet": {"path": "/readyz", "port": port}, "periodSeconds": 1},
-                        "livenessProbe": {"httpGet": {"path": "/healthz", "port": port}, "periodSeconds": 5},
+                        "livenessProbe": {
+                            "httpGet": {"path": "/healthz", "port": port},
+                            "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 5,
+                        },
                     },
                     {
                         "name": "shell",

@@ -34,19 +34,29 @@ impl Streams {
     }
 
     /// Ends all and gives their accounts.
-    pub(super) fn stop(self) -> Result<Accounts> {
-        let accounts: Result<Vec<_>> = std::thread::scope(|scope| {
+    pub(super) fn stop(mut self) -> Result<Accounts> {
+        Ok(Accounts(self.end()?))
+    }
+
+    fn end(&mut self) -> Result<Vec<(String, Account)>> {
+        std::thread::scope(|scope| {
             let ending: Vec<_> = self
                 .running
-                .into_iter()
+                .drain(..)
                 .map(|(name, stream)| scope.spawn(move || Ok((name, stream.stop()?))))
                 .collect();
             let joined = ending.into_iter().map(|thread| thread.join());
             joined
                 .map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 .collect()
-        });
-        Ok(Accounts(accounts?))
+        })
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        // After a failure: the next scenario is to find none.
+        let _ = self.end();
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) fn agents(world: &mut World) -> Result<()> {
     let cluster = &world.cluster;
     let streams = Streams::start(traffic::topology(world)?)?;
     let before = warren::pods(cluster, Daemon::Agent)?;
-    warren::upgrade(cluster, &["agent.podAnnotations.update=1"])?;
+    warren::upgrade(cluster, &["agent.podAnnotations.update=first"])?;
     warren::wait_rollout(cluster, Daemon::Agent)?;
     let after = warren::pods(cluster, Daemon::Agent)?;
     for (node, pod) in &before {
@@ -47,8 +47,8 @@ pub(super) fn tunnel(world: &mut World) -> Result<()> {
     warren::upgrade(
         cluster,
         &[
-            "agent.podAnnotations.update=1",
-            "tunnel.podAnnotations.update=1",
+            "agent.podAnnotations.update=first",
+            "tunnel.podAnnotations.update=first",
         ],
     )?;
     warren::wait_rollout(cluster, Daemon::Agent)?;
