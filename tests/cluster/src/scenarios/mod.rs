@@ -12,6 +12,7 @@ mod streams;
 pub mod topology;
 mod traffic;
 mod underlay;
+mod uninstall;
 mod updates;
 
 use anyhow::Result;
@@ -148,5 +149,9 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario(
         "the_clear_text_check_sees_what_leaks_once_protection_is_gone",
         underlay::check_can_fail,
+    ),
+    scenario(
+        "helm_uninstall_leaves_no_trace_on_any_node",
+        uninstall::leaves_no_trace,
     ),
 ];
