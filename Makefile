@@ -4,8 +4,16 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
+# Release builds are linked statically, to run on any distribution and in an image that holds nothing else,
+# and name no directory of the machine that built them. Linking needs a named target: procedural macros are
+# shared libraries of the host.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+RELEASE := target/$(HOST)/release
+RELEASE_FLAGS := -C target-feature=+crt-static --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo --remap-path-prefix=$(CURDIR)=/warren
+# A subcommand of cargo, for a release; its arguments follow.
+release = RUSTFLAGS="$(RELEASE_FLAGS)" $(CARGO) $(1) --release --target $(HOST)
 
-.PHONY: help deps build-deps build test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build image image-twice test-image test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-hostile sim fuzz soak lint lint-deploy doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,28 +24,37 @@ deps: ## install the Debian packages that building and testing need, if any is m
 build-deps:
 	@tests/install-deps build
 
-build: build-deps ## build the programs (target/release/warren*)
-	$(CARGO) build --release $(PROGRAMS)
+build: build-deps ## build the programs, for use anywhere (target/HOST/release/warren*)
+	$(call release,build) $(PROGRAMS)
+
+image: build ## make the images of the DaemonSets, as OCI layouts in target/images
+	deploy/image/build $(RELEASE) target/images
+
+image-twice: image ## build the committed tree once more in another directory: the images must be the same
+	deploy/image/twice
+
+test-image: deps image ## what is in the images, and the daemons in containers with no more rights than they need
+	$(CARGO) test --no-fail-fast -p warren-image-suite
 
 test: deps ## run all tests that this machine allows, naming each skip
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver --exclude warren-cluster
+	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver --exclude warren-cluster --exclude warren-image-suite --exclude warren-deploy
 
 demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
-	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
-	target/release/warren-demo $(if $(KEEP),--keep)
+	$(call release,build) $(PROGRAMS) -p warren-lab -p warren-demo
+	$(RELEASE)/warren-demo $(if $(KEEP),--keep)
 
 bench-cni: deps ## ADD and DEL of warren-cni beside ptp + host-local, alone and 32 at once
-	$(CARGO) build --release -p warren-cni -p warren-storm
-	target/release/warren-bench-cni target/release/warren-cni $(or $(CNI_PLUGINS),/usr/lib/cni)
+	$(call release,build) -p warren-cni -p warren-storm
+	$(RELEASE)/warren-bench-cni $(RELEASE)/warren-cni $(or $(CNI_PLUGINS),/usr/lib/cni)
 
 bench-cold-start: deps ## how soon a thousand peers are up after a start
-	$(CARGO) build --release -p warren-tunnel -p warren-hostile
-	$(CARGO) test --release -p warren-hostile --test cold_start -- --ignored --nocapture
+	$(call release,build) -p warren-tunnel -p warren-hostile
+	$(call release,test) -p warren-hostile --test cold_start -- --ignored --nocapture
 
 bench-reconcile: deps ## what a reconcile costs among a thousand peers, at rest and after a join
-	$(CARGO) build --release $(PROGRAMS) -p warren-lab
-	$(CARGO) test --release -p warren-e2e --test scale -- --ignored --nocapture
+	$(call release,build) $(PROGRAMS) -p warren-lab
+	$(call release,test) -p warren-e2e --test scale -- --ignored --nocapture
 
 test-cni: deps ## the plugin by the CNI specification, in chains, by cnitool, under containerd
 	tests/cni/prepare
@@ -46,8 +63,8 @@ test-cni: deps ## the plugin by the CNI specification, in chains, by cnitool, un
 
 bench-scale: deps ## the daemons of one node beside an API server with NODES=1000 Nodes
 	tests/kubernetes/prepare
-	$(CARGO) build --release -p warren-tunnel -p warren-agent -p warren-lab -p warren-apiserver
-	target/release/warren-bench-scale $(or $(NODES),1000)
+	$(call release,build) -p warren-tunnel -p warren-agent -p warren-lab -p warren-apiserver
+	$(RELEASE)/warren-bench-scale $(or $(NODES),1000)
 
 test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a virtual machine among them
 	tests/interop/prepare
@@ -55,6 +72,7 @@ test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a vir
 	$(CARGO) test --no-fail-fast -p warren-interop
 
 test-apiserver: deps ## a bare Kubernetes control plane, its programs built from their modules
+	tests/helm/prepare
 	tests/kubernetes/prepare
 	$(CARGO) build -p warren-tunnel -p warren-agent -p warren-cli -p warren-lab
 	$(CARGO) test --no-fail-fast -p warren-apiserver
@@ -65,28 +83,29 @@ test-cluster: deps image ## a real Kubernetes of three nodes with Warren install
 	KEEP=$(KEEP) $(CARGO) test --no-fail-fast -p warren-cluster -- --nocapture $(ONLY)
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
-	$(CARGO) build $(if $(LONG),--release) -p warren-tunnel -p warren-hostile
-	WARREN_LONG=$(LONG) $(CARGO) test --no-fail-fast $(if $(LONG),--release) -p warren-hostile -- --nocapture --test-threads=1
+	$(if $(LONG),$(call release,build),$(CARGO) build) -p warren-tunnel -p warren-hostile
+	WARREN_LONG=$(LONG) $(if $(LONG),$(call release,test),$(CARGO) test) --no-fail-fast -p warren-hostile -- --nocapture --test-threads=1
 
 sim: ## random scenarios of a simulated cluster: 10,000, or SECONDS=60 of them, new ones or from the seed FIRST=1 on, or one SEED= again
-	$(CARGO) build --release -p warren-sim
-	target/release/warren-sim $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(NODES),--nodes $(NODES)) $(if $(STORY),--story)
+	$(call release,build) -p warren-sim
+	$(RELEASE)/warren-sim $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(NODES),--nodes $(NODES)) $(if $(STORY),--story)
 
 fuzz: ## run each fuzz target for SECONDS=30, from the committed corpus
 	tests/fuzz/run $(or $(SECONDS),30)
 
-soak: deps ## all long forms: agents stopped for a minute, 20 rounds of the storm on warren-cni, a minute of 200 registry changes a second, 10 minutes without the API server, 5 minutes of a blocked port, 15 minutes over rekeys with loss, then LONG=1 of test-hostile and the fuzz targets
+soak: deps ## all long forms: agents stopped for a minute, 20 rounds of the storm on warren-cni, a minute of 200 registry changes a second, 10 minutes without the API server, 5 minutes of a blocked port, 15 minutes over rekeys with loss, the images built twice, then LONG=1 of test-hostile and the fuzz targets
 	$(CARGO) build --workspace --bins
 	WARREN_STOP_SECONDS=60 $(CARGO) test -p warren-e2e --test lifecycle does_not_notice -- --nocapture
 	WARREN_CHURN_SECONDS=60 $(CARGO) test -p warren-e2e --test registry two_hundred -- --nocapture
 	$(CARGO) test -p warren-e2e --test underlay_loss -- --nocapture --ignored
 	WARREN_STORM_ROUNDS=20 $(CARGO) test -p warren-storm -- --nocapture
-	$(CARGO) build --release -p warren-tunnel -p warren-hostile
-	$(CARGO) test --release -p warren-hostile --test soak -- --nocapture --ignored
+	$(call release,build) -p warren-tunnel -p warren-hostile
+	$(call release,test) -p warren-hostile --test soak -- --nocapture --ignored
 	WARREN_OUTAGE_SECONDS=600 $(MAKE) test-cluster ONLY=api_server_is_away
 	tests/interop/prepare
 	$(CARGO) build -p warren-tunnel -p warren-lab -p warren-interop
 	$(CARGO) test -p warren-interop -- --ignored
+	$(MAKE) image-twice
 	$(MAKE) test-hostile LONG=1
 	$(MAKE) fuzz SECONDS=$(or $(SECONDS),600)
 
@@ -94,6 +113,11 @@ lint: ## formatting, clippy with warnings refused, and the fuzz targets' own Car
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) metadata --locked --manifest-path tests/fuzz/Cargo.toml --format-version 1 >/dev/null
+
+lint-deploy: deps ## chart, manifests, alerts, dashboard and documented metrics, with the real helm, kubectl and promtool
+	tests/helm/prepare
+	tests/kubernetes/prepare
+	$(CARGO) test --no-fail-fast -p warren-deploy
 
 doc: ## build the crates' documentation, warnings refused
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
@@ -109,7 +133,7 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 
 # One after another: several of them need both cores.
 ci-steps:
-	for step in lint layers deny doc test test-cni demo test-apiserver test-cluster test-interop test-hostile; do $(MAKE) $$step || exit; done
+	for step in lint layers deny doc test test-cni demo test-image lint-deploy test-apiserver test-cluster test-interop test-hostile; do $(MAKE) $$step || exit; done
 	$(MAKE) sim SECONDS=60 FIRST=1
 	$(MAKE) fuzz SECONDS=30
 

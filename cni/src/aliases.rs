@@ -11,12 +11,11 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use warren_core::consts::HOSTS_DIR;
 
 use crate::env::{AttachmentId, ContainerId, IfName};
 use crate::plan::host_name;
 
-/// The folder, in the run directory.
-const FOLDER: &str = "hosts";
 /// What is read of a file at most, in bytes: more than is ever written.
 const MAX_FILE: u64 = 64 * 1024;
 
@@ -40,7 +39,7 @@ impl Aliases {
     /// Those of `network`, under this run directory.
     pub fn new(run_dir: &Path, network: &str) -> Self {
         Self {
-            folder: run_dir.join(FOLDER),
+            folder: run_dir.join(HOSTS_DIR),
             network: network.into(),
         }
     }

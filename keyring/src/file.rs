@@ -3,12 +3,11 @@
 //! The file is believed only if nobody else can have read or written it: a regular file, no
 //! symbolic link, owned by the caller's effective user, of mode 0600 or less, in a directory of
 //! the same owner and of mode 0700 or less. Each violation is an error of its own that says how
-//! to cure it; nothing is cured silently, for a key that others could read must be replaced. Only
-//! where no key is yet, [`load_or_create`] closes a directory that others may enter and not change.
+//! to cure it; nothing is cured silently, for a key that others could read must be replaced.
 
-use std::fs::{DirBuilder, File, Metadata, Permissions};
+use std::fs::{DirBuilder, File, Metadata};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -163,8 +162,7 @@ pub fn load(path: &Path) -> Result<PrivateKey, FileError> {
 }
 
 /// Loads a private key, and creates it first if there is none: its directory too (0700, but not
-/// the directory's parents). A directory of the caller's that others may enter and not change, as a
-/// kubelet makes one for a volume of the host, becomes 0700 before a key is created in it.
+/// the directory's parents).
 ///
 /// An existing file is never overwritten. Of several that call this at once, one creates the
 /// key and all return it. When it returns, the key is on the disk.
@@ -176,11 +174,6 @@ pub fn load_or_create(path: &Path) -> Result<PrivateKey, FileError> {
     let directory = match open_directory(path) {
         Err(FileError::Missing { .. }) => {
             create_directory(path)?;
-            open_directory(path)?
-        }
-        // What others cannot change holds nothing of theirs; where a key is, they may have read it.
-        Err(FileError::DirectoryMode { mode, .. }) if mode & 0o022 == 0 && is_absent(path) => {
-            close_directory(directory_of(path))?;
             open_directory(path)?
         }
         other => other?,
@@ -233,17 +226,6 @@ fn open_directory(path: &Path) -> Result<File, FileError> {
         });
     }
     Ok(file)
-}
-
-fn is_absent(path: &Path) -> bool {
-    path.symlink_metadata()
-        .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-}
-
-fn close_directory(directory: &Path) -> Result<(), FileError> {
-    File::open(directory)
-        .and_then(|file| file.set_permissions(Permissions::from_mode(0o700)))
-        .map_err(io_error("set mode 0700 of directory", directory))
 }
 
 fn load_in(directory: &File, path: &Path) -> Result<PrivateKey, FileError> {

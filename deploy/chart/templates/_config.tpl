@@ -5,7 +5,7 @@ cluster-cidrs:
 reserved-cidrs: {{ toJson .Values.reservedCIDRs }}
 registry: kubernetes
 pinning: {{ .Values.pinning }}
-interface: {{ .Values.interface }}
+interface: {{ .Values.interface | quote }}
 listen-port: {{ .Values.listenPort }}
 masquerade: {{ .Values.masquerade }}
 persistent-keepalive: {{ .Values.persistentKeepalive }}
@@ -14,6 +14,7 @@ state-dir: {{ .Values.stateDir }}
 run-dir: {{ .Values.runDir }}
 cni-conf-dir: {{ .Values.cniConfDir }}
 cni-bin-dir: {{ .Values.cniBinDir }}
+sysctl-dir: /host/proc/sys
 http-listen: {{ .Values.httpListen | quote }}
 log-format: {{ .Values.logFormat }}
 log-level: {{ .Values.logLevel }}

@@ -63,7 +63,8 @@ securityContext:
 {{- define "warren.token" -}}
 - name: token
   projected:
-    defaultMode: 0400
+    # 0400, which versions of YAML read differently.
+    defaultMode: 256
     sources:
       - serviceAccountToken:
           path: token
@@ -95,7 +96,7 @@ securityContext:
 {{/* Whether the tunnel answers on its UAPI socket. */}}
 {{- define "warren.tunnelAnswers" -}}
 exec:
-  command: [/usr/bin/warren, show, {{ .Values.interface }}, listen-port]
+  command: [/usr/bin/warren, show, {{ .Values.interface | quote }}, listen-port]
 {{- end }}
 
 {{/* Whether the agent answers on this node's loopback, where the kubelet asks; call with (list . PATH). */}}

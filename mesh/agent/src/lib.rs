@@ -32,3 +32,4 @@ pub mod status;
 pub mod status_server;
 pub mod store;
 pub mod tunnel_socket;
+pub mod uninstall;

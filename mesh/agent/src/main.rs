@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -27,8 +28,10 @@ use warren_agent::registry::{FileRegistry, KubernetesOptions, KubernetesRegistry
 use warren_agent::run::run;
 use warren_agent::status_server::{self, RemoveOnExit, Source};
 use warren_agent::tunnel_socket::TunnelSocket;
+use warren_agent::uninstall;
 use warren_core::consts::{AGENT_SOCKET, TUNNEL_SOCKET, VIEW_FILE};
 use warren_core::files::SavedView;
+use warren_netlink::sysctl::Settings;
 
 /// The view of 5,000 nodes is about 10 MiB.
 const MAX_VIEW_LEN: u64 = 256 * 1024 * 1024;
@@ -36,6 +39,12 @@ const MAX_VIEW_LEN: u64 = 256 * 1024 * 1024;
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 fn main() -> ExitCode {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == uninstall::COMMAND)
+    {
+        return uninstall_cluster(&uninstall::Options::parse_from(std::env::args_os().skip(1)));
+    }
     let hostname = nix::unistd::gethostname().unwrap_or_default();
     let env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
     let surroundings = Surroundings {
@@ -68,6 +77,23 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!("{e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn uninstall_cluster(options: &uninstall::Options) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let ended = runtime
+        .context("start the runtime")
+        .and_then(|runtime| runtime.block_on(uninstall::run(options)));
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("warren-agent: {e:#}");
             ExitCode::FAILURE
         }
     }
@@ -111,7 +137,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let tunnel_socket = TunnelSocket(config.run_dir.join(TUNNEL_SOCKET));
     let tunnel = UapiDataPlane::new(config.uapi_dir.join(format!("{}.sock", config.interface)))
         .with_status(tunnel_socket.clone());
-    let host = LinuxHost::open(config.interface.clone())?;
+    let settings = Settings::below(&config.sysctl_dir);
+    let host = LinuxHost::open(config.interface.clone(), settings)?;
     let views = saved.views.clone();
     let reconciler = Reconciler::new(config.clone(), uid, host, tunnel.clone(), saved)?;
 

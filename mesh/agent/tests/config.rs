@@ -41,6 +41,7 @@ const OTHER: &[(&str, &str)] = &[
     ("cni-conf-dir", "/srv/cni"),
     ("cni-conf-name", "05-mesh.conflist"),
     ("cni-bin-dir", "/usr/lib/cni"),
+    ("sysctl-dir", "/host/proc/sys"),
     ("http-listen", "[::1]:8080"),
     ("log-format", "json"),
     ("log-level", "debug"),
@@ -83,6 +84,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("cni-conf-name", "10-warren.conf", ".conflist"),
     ("cni-conf-name", "../x.conflist", "plain file name"),
     ("cni-bin-dir", "bin", "absolute path, or nothing"),
+    ("sysctl-dir", "", "absolute path"),
     ("http-listen", "9151", "off, or ip:port"),
     ("log-format", "xml", "text or json"),
     ("log-level", "loud", "error, warn, info, debug or trace"),
@@ -179,6 +181,7 @@ fn the_defaults_are_those_that_are_documented() {
         config.cni_bin_dir.as_deref(),
         Some(Path::new("/opt/cni/bin"))
     );
+    assert_eq!(config.sysctl_dir, Path::new("/proc/sys"));
     assert_eq!(config.http_listen, Some("127.0.0.1:9151".parse().unwrap()));
     assert_eq!(
         (config.log_format, config.log_level),

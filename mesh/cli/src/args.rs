@@ -35,6 +35,9 @@ pub enum Command {
     /// Take all that is Warren's off this node, and nothing else
     #[command(after_help = UNINSTALL_HELP)]
     Uninstall(UninstallArgs),
+    /// Put the plugin warren-cni where the container runtime looks for plugins
+    #[command(after_help = INSTALL_CNI_HELP)]
+    InstallCni(InstallCniArgs),
 }
 
 const SHOW_HELP: &str = "\
@@ -74,6 +77,8 @@ It refuses while a daemon runs or a pod is attached, unless it is told to end th
 configuration, Warren's devices, its routes (protocols 151 and 152), its rules, its nftables table, its
 sockets, and its state with the private key. What is not Warren's stays, also in the same directories.
 The agent's configuration file, the programs, and kernel settings stay; the settings are named.
+--wait and --stay are for a pod: one that runs on each node while the DaemonSets go, and is not started
+again when it is done.
 
 Exit code: 0 when nothing of Warren's is left; 1 when something is in the way or could not be removed;
 2 for wrong usage.";
@@ -85,6 +90,23 @@ old one here, and traffic with it stops once the old key is gone. Compare the ne
 
 Exit code: 0 the peer has changed to the key; 1 nothing is to be trusted, or the key could not be
 written or was not taken; 2 for wrong usage.";
+
+const INSTALL_CNI_HELP: &str = "\
+Written aside, synced and renamed, with mode 0755, so that the runtime finds the old plugin or the new
+one, whole. Where the same plugin is there already nothing is written. No other file is touched.
+
+Exit code: 0 the plugin is there; 1 it could not be put there; 2 for wrong usage.";
+
+/// Arguments of `warren install-cni`.
+#[derive(Clone, Debug, Args)]
+pub struct InstallCniArgs {
+    /// Directory of the container runtime's CNI plugins, such as /opt/cni/bin; it must exist
+    #[arg(long)]
+    pub to: PathBuf,
+    /// The plugin to install
+    #[arg(long, default_value = "/usr/bin/warren-cni")]
+    pub from: PathBuf,
+}
 
 /// Arguments of `warren trust`.
 #[derive(Clone, Debug, Args)]
@@ -110,6 +132,17 @@ pub struct UninstallArgs {
     /// End the daemons first (SIGTERM); what restarts them must be gone already
     #[arg(long)]
     pub stop: bool,
+    /// Wait so long for the daemons to be ended by what started them
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0,
+        conflicts_with = "stop"
+    )]
+    pub wait: u64,
+    /// Do nothing more, once nothing is left, until this is ended itself
+    #[arg(long, conflicts_with = "dry_run")]
+    pub stay: bool,
     /// Remove the pods' veths too: pods that run lose their network
     #[arg(long)]
     pub pods: bool,

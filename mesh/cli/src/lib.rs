@@ -1,12 +1,13 @@
 //! The command for people: `warren show`, `warren status`, `warren pods`, `warren doctor`,
-//! `warren trust` and `warren uninstall`.
+//! `warren trust`, `warren uninstall` and `warren install-cni`.
 //!
 //! Job: read the sockets that the tunnel and the agent offer ([`sources`]), and print what they
 //! say: as `wg show` does ([`show`]), or as a page about the node and its peers ([`status`]); read
 //! which pods have which addresses, and which nothing owns ([`pods`]); check the node as an operator
-//! would ([`doctor`]); and let a peer change its pinned key ([`trust`]).
+//! would ([`doctor`]); let a peer change its pinned key ([`trust`]); and put the plugin where the
+//! container runtime looks for it ([`install_cni`]).
 //!
-//! But for [`uninstall`] and [`trust`] it refuses to change anything: it writes to no file, sends the daemons nothing
+//! But for [`uninstall`], [`trust`] and [`install_cni`] it refuses to change anything: it writes to no file, sends the daemons nothing
 //! but `get=1`, and does not remove dead sockets as `wg` does. Text that came from other nodes is cleaned of control
 //! characters before it reaches a terminal ([`text::clean`]). The clock and the environment are
 //! handed in ([`Environment`]), so that all output can be tested.
@@ -21,6 +22,7 @@
 
 pub mod args;
 pub mod doctor;
+pub mod install_cni;
 pub mod json;
 mod outcome;
 pub mod pods;
@@ -44,5 +46,6 @@ pub fn run(cli: &Cli, environment: &Environment) -> Outcome {
         args::Command::Doctor(args) => doctor::run(args, environment),
         args::Command::Trust(args) => trust::run(args),
         args::Command::Uninstall(args) => uninstall::run(args),
+        args::Command::InstallCni(args) => install_cni::run(args),
     }
 }

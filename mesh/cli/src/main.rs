@@ -3,8 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use warren_cli::{Cli, Environment};
+use warren_cli::{Cli, Environment, uninstall};
 
 fn main() -> ExitCode {
-    warren_cli::run(&Cli::parse(), &Environment::of_process()).print()
+    let cli = Cli::parse();
+    let outcome = warren_cli::run(&cli, &Environment::of_process());
+    let code = outcome.print();
+    if outcome.code == 0 && uninstall::stays(&cli) {
+        uninstall::stay();
+    }
+    code
 }

@@ -49,6 +49,8 @@ pub const STATE_DIR: &str = "/var/lib/warren";
 pub const AGENT_SOCKET: &str = "agent.sock";
 /// The tunnel's read-only socket, in the run directory: `key=value` lines, one answer a connection.
 pub const TUNNEL_SOCKET: &str = "tunnel.sock";
+/// Directory of the aliases of pods, in the run directory.
+pub const HOSTS_DIR: &str = "hosts";
 /// The node's record for the CNI plugin, in the state directory.
 pub const NODE_FILE: &str = "node.json";
 /// The agent's last full view, in the state directory.

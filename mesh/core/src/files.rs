@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use warren_keyring::PublicKey;
 
+use crate::consts;
 use crate::node::{NodeName, NodeRecord, NodeView};
 
 /// The agent's last view of the mesh (`view.json`, 0600): a start without the registry plans from
@@ -50,6 +51,25 @@ pub struct NodeFile {
 /// How the name of a trusted key's document ends: `<node>.json` in the directory of trusted keys
 /// (0700) is the key in base64, as JSON text (0600), written by `warren trust`.
 pub const TRUSTED_SUFFIX: &str = ".json";
+
+/// What the daemons and the plugin keep in the state directory. A name that goes on after one of
+/// these is a damaged file that was set aside.
+const STATE: [&str; 9] = [
+    "private.key",
+    "tunnel.state",
+    "node-uid",
+    consts::VIEW_FILE,
+    consts::NODE_FILE,
+    consts::EVENTS_FILE,
+    consts::TRUSTED_DIR,
+    IPAM_DIR,
+    ".tmp-",
+];
+
+/// Whether a file or directory of this name, in the state directory, is of Warren's making.
+pub fn is_state(name: &str) -> bool {
+    STATE.iter().any(|ours| name.starts_with(ours))
+}
 
 /// Directory of the address stores (`<network>.json`, 0600), in the state directory.
 pub const IPAM_DIR: &str = "ipam";

@@ -21,7 +21,7 @@ use crate::state::{STATE_FILE, State};
 use crate::time::Now;
 use crate::tun::Tun;
 use crate::udp::Udp;
-use crate::{clock, status_socket, uapi_server, unix_socket};
+use crate::{clock, state_dir, status_socket, uapi_server, unix_socket};
 
 /// Runs the daemon until SIGTERM or SIGINT. The TUN device stays; the sockets go.
 ///
@@ -112,6 +112,8 @@ fn make_shard(
     let private_key = if options.ephemeral {
         PrivateKey::generate()?
     } else {
+        state_dir::close_to_others(&options.state_dir)
+            .with_context(|| format!("close {} to others", options.state_dir.display()))?;
         file::load_or_create(&options.key_file())?
     };
     let now = Now::read();

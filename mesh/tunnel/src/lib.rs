@@ -37,6 +37,7 @@ pub mod shard;
 mod share;
 mod source;
 pub mod state;
+pub mod state_dir;
 pub mod status_socket;
 mod steer;
 mod sys;

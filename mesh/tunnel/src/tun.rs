@@ -20,7 +20,10 @@ pub enum TunError {
     #[error("open TUN: `{0}` is no interface name; give 1 to 15 bytes without `/` and white space")]
     Name(String),
     /// The kernel's device could not be opened.
-    #[error("open {DEVICE}: {0}; is the module `tun` loaded and the device node there?")]
+    #[error(
+        "open {DEVICE}: {0}; is the module `tun` loaded, the device node there, and, in a container, \
+         allowed by the runtime?"
+    )]
     Open(#[source] io::Error),
     /// An interface of that name is there, and it is none that we could open.
     #[error(

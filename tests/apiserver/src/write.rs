@@ -83,7 +83,7 @@ pub async fn write(
     outcome(client.request(request).await)
 }
 
-/// Sends any request with a body in JSON.
+/// Sends any request with a body in JSON; PATCH is a merge patch.
 ///
 /// # Errors
 /// Those of the connection; what the API server refuses is an [`Outcome`].
@@ -94,10 +94,14 @@ pub async fn send(
     body: Option<&Value>,
 ) -> Result<Outcome> {
     let body = body.map(serde_json::to_vec).transpose()?;
+    let content = match method {
+        "PATCH" => "application/merge-patch+json",
+        _ => "application/json",
+    };
     let request = Request::builder()
         .method(method)
         .uri(path)
-        .header("content-type", "application/json")
+        .header("content-type", content)
         .body(body.unwrap_or_default())?;
     outcome(client.request(request).await)
 }

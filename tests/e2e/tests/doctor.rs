@@ -320,12 +320,17 @@ fn damage_of_the_kernels_state_is_found() -> Result<()> {
         "mount --bind /dev/null /dev/net/tun; chmod 000 /dev/null 2>/dev/null; chmod 666 /dev/null
         umount /dev/net/tun; mount -t tmpfs tmpfs /dev/net",
     )?;
+    // A tunnel that answers has its device, wherever this command is run.
+    well(node);
+    let tunnel = node.tunnel.as_ref().unwrap();
+    tunnel.signal(Signal::SIGSTOP);
     doctor(node)?.says(
         "kernel",
         "error",
         "/dev/net/tun cannot be opened",
         "modprobe tun",
     );
+    tunnel.signal(Signal::SIGCONT);
     sh("umount /dev/net")?;
     let mut command = Command::new(bin("warren")?);
     command

@@ -61,6 +61,9 @@ fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
     mesh.wait_connected(std::time::Duration::from_secs(30))?;
     let pod = mesh.node(2).attach("a")?;
     let node = mesh.node(2);
+    // Aliases of a pod that had some, and whose DEL never came.
+    node.host
+        .sh("mkdir -p /run/warren/hosts && echo 10.244.2.9 b >/run/warren/hosts/wrn0")?;
     let (state, cni, opt) = (dir.join("state"), dir.join("cni"), dir.join("opt"));
     let (state, cni, opt) = (
         state.display().to_string(),
@@ -136,6 +139,70 @@ fn all_that_is_ours_goes_and_all_else_stays() -> Result<()> {
     assert!(text.contains("nothing of Warren's is here"), "{text}");
     assert_eq!(dump(node)?, after);
     pod.pod.destroy()?;
+    Ok(())
+}
+
+fn children(pid: &str) -> Result<String> {
+    Ok(std::fs::read_to_string(format!(
+        "/proc/{pid}/task/{pid}/children"
+    ))?)
+}
+
+/// Topology: node1 alone. Its daemons are ended by somebody else, as a DaemonSet is deleted, while `warren uninstall`
+/// waits for that; as a container's first process it stays until it is told to end.
+#[test]
+fn it_waits_for_daemons_that_others_end_and_stays_until_it_is_ended() -> Result<()> {
+    require!();
+    let mesh = Mesh::start("uninstall-wait", 1)?;
+    let node = mesh.node(1);
+    let dir = node.host.dir().display().to_string();
+    let warren = bin("warren")?.display().to_string();
+    let command = |wait: &str| {
+        format!(
+            "{warren} uninstall --wait {wait} --stay --state-dir {dir}/state --cni-conf-dir {dir}/cni"
+        )
+    };
+    // Nobody ends them in time: nothing is removed, and nothing stays.
+    let refused = node
+        .host
+        .sh(&format!("{} 2>&1 || echo ended $?", command("1")))?;
+    let text = refused.stdout;
+    assert!(
+        text.contains("ended 1") && text.contains("nothing was removed"),
+        "{text}"
+    );
+
+    let script = format!("unshare --fork --pid --kill-child {}", command("60"));
+    let uninstall = node
+        .host
+        .spawn(Command::new("sh").args(["-c", &format!("exec {script}")]))?;
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(uninstall.log().is_empty(), "{}", uninstall.log());
+    for daemon in [&node.agent, &node.tunnel] {
+        daemon.as_ref().unwrap().signal(Signal::SIGTERM);
+    }
+    let removed = || {
+        uninstall
+            .log()
+            .contains("removed nftables table")
+            .then_some(())
+    };
+    poll_for(
+        Duration::from_secs(30),
+        "warren uninstall to be done",
+        removed,
+    )?;
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(uninstall.is_running(), "{}", uninstall.log());
+    // The last of unshare's line: the first process of its namespace.
+    let mut first = uninstall.pid().to_string();
+    while let Some(child) = children(&first)?.split_whitespace().next() {
+        first = child.to_owned();
+    }
+    assert!(Command::new("kill").arg(&first).status()?.success());
+    poll_for(Duration::from_secs(10), "its end", || {
+        (!uninstall.is_running()).then_some(())
+    })?;
     Ok(())
 }
 

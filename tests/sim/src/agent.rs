@@ -385,6 +385,7 @@ pub fn config(machine: &Machine) -> Config {
         uapi_dir: "/simulated".into(),
         cni_conf_dir: None,
         cni_bin_dir: None,
+        sysctl_dir: "/simulated".into(),
         cni_conf_name: "10-warren.conflist".into(),
         http_listen: None,
         log_format: LogFormat::Text,

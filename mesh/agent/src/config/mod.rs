@@ -147,6 +147,9 @@ pub struct Config {
     pub cni_conf_name: String,
     /// Directory in which the container runtime looks for CNI plugins; `None` chains none.
     pub cni_bin_dir: Option<PathBuf>,
+    /// Directory of the kernel's settings, as `/proc/sys` is, in which those of the node's network
+    /// can be written.
+    pub sysctl_dir: PathBuf,
     /// Where health and metrics are served; `None` serves none.
     pub http_listen: Option<SocketAddr>,
     /// How log lines look.

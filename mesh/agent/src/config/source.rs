@@ -111,7 +111,10 @@ pub fn command() -> Command {
     Command::new("warren-agent")
         .version(env!("CARGO_PKG_VERSION"))
         .about("The mesh controller of Warren: peers, routes and filters of this node")
-        .after_help("A flag beats the environment, which beats the file.")
+        .after_help(
+            "A flag beats the environment, which beats the file.\n\n`warren-agent uninstall-cluster --help` tells of \
+             the pod that takes back what agents wrote to Nodes.",
+        )
         .arg(config)
         .args(args)
 }

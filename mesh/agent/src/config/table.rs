@@ -232,6 +232,14 @@ pub const SETTINGS: &[Setting] = &[
         parse: one!(cni_bin_dir, value::optional_directory),
     },
     Setting {
+        key: "sysctl-dir",
+        help: "Where the settings of the node's network can be written, below net/; in a container \
+               /proc/sys itself is read-only",
+        default: Default::Text(warren_netlink::sysctl::PROC_SYS),
+        allowed: "an absolute path",
+        parse: one!(sysctl_dir, value::directory),
+    },
+    Setting {
         key: "http-listen",
         help: "Where /healthz, /readyz and /metrics are served",
         default: Default::Text("127.0.0.1:9151"),
@@ -305,6 +313,7 @@ pub(super) fn blank(node_name: warren_core::NodeName) -> Config {
         cni_conf_dir: None,
         cni_conf_name: String::new(),
         cni_bin_dir: None,
+        sysctl_dir: PathBuf::new(),
         http_listen: None,
         log_format: LogFormat::Text,
         log_level: tracing::Level::INFO,

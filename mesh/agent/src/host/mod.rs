@@ -17,6 +17,7 @@ use thiserror::Error;
 use warren_core::degraded::WayTrouble;
 use warren_core::state::{RouteKey, RouteTarget};
 use warren_core::{Change, ObservedState};
+use warren_netlink::sysctl::Settings;
 use warren_netlink::{Netlink, NetlinkError, Route, Rule};
 
 pub use nft::{Filter, NftError};
@@ -164,6 +165,7 @@ pub struct LinuxHost {
     netlink: Netlink,
     filter: Filter,
     interface: String,
+    settings: Settings,
     /// The interface's index, as last observed.
     tunnel: Option<u32>,
     /// The routes as the kernel told them, to delete exactly those.
@@ -176,11 +178,12 @@ pub struct LinuxHost {
 }
 
 impl LinuxHost {
-    /// The calling thread's network namespace, with this name of the tunnel's interface.
+    /// The calling thread's network namespace, with this name of the tunnel's interface, and the
+    /// kernel's settings where they can be written.
     ///
     /// # Errors
     /// [`NetlinkError::Socket`].
-    pub fn open(interface: String) -> Result<Self, NetlinkError> {
+    pub fn open(interface: String, settings: Settings) -> Result<Self, NetlinkError> {
         let netlink = Netlink::open()?;
         let filter = Filter::new();
         let (routes, rules) = (BTreeMap::new(), Vec::new());
@@ -188,6 +191,7 @@ impl LinuxHost {
             netlink,
             filter,
             interface,
+            settings,
             tunnel: None,
             routes,
             rules,
@@ -199,7 +203,7 @@ impl LinuxHost {
 
 impl Host for LinuxHost {
     fn prepare(&mut self) -> Vec<String> {
-        sysctl::ensure(&mut sysctl::ProcSys, &self.interface)
+        sysctl::ensure(&mut self.settings, &self.interface)
     }
 
     async fn observe(&mut self) -> Result<ObservedState, HostError> {

@@ -7,7 +7,7 @@
 use std::io;
 
 use warren_core::consts::VETH_PREFIX;
-use warren_netlink::sysctl;
+use warren_netlink::sysctl::Settings;
 
 /// The settings, and the devices that have some.
 pub trait Knobs {
@@ -30,24 +30,17 @@ pub trait Knobs {
     fn write(&mut self, key: &str, value: &str) -> io::Result<()>;
 }
 
-/// The settings of the calling thread's network namespace.
-#[derive(Debug)]
-pub struct ProcSys;
-
-impl Knobs for ProcSys {
+impl Knobs for Settings {
     fn devices(&self) -> io::Result<Vec<String>> {
-        let entries = std::fs::read_dir("/proc/sys/net/ipv6/conf")?;
-        entries
-            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-            .collect()
+        self.names("net/ipv6/conf")
     }
 
     fn read(&self, key: &str) -> io::Result<String> {
-        sysctl::read(key)
+        Settings::read(self, key)
     }
 
     fn write(&mut self, key: &str, value: &str) -> io::Result<()> {
-        sysctl::write(key, value)
+        Settings::write(self, key, value)
     }
 }
 
@@ -57,7 +50,7 @@ pub fn ensure(knobs: &mut impl Knobs, interface: &str) -> Vec<String> {
     let mut note = |result: io::Result<()>| match result {
         Ok(()) => true,
         Err(e) => {
-            problems.push(format!("{e}; is /proc/sys writable for the agent?"));
+            problems.push(format!("{e}; is it writable for the agent (sysctl-dir)?"));
             false
         }
     };
@@ -230,7 +223,7 @@ mod tests {
         let problems = ensure(&mut knobs, "warren0");
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert!(
-            problems.iter().all(|p| p.contains("is /proc/sys writable")),
+            problems.iter().all(|p| p.contains("is it writable")),
             "{problems:?}"
         );
         assert!(

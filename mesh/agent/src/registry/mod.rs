@@ -19,6 +19,7 @@ use warren_keyring::PublicKey;
 use crate::files::FileError;
 
 pub use file::FileRegistry;
+pub(crate) use kubernetes::{FIELD_MANAGER, describe, kubernetes_client};
 pub use kubernetes::{KubernetesError, KubernetesRegistry, Options as KubernetesOptions};
 pub use thread::RegistryThread;
 

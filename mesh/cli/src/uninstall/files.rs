@@ -5,24 +5,11 @@ use std::io;
 use std::path::Path;
 
 use warren_core::consts;
-use warren_core::files::NodeFile;
+use warren_core::files::{NodeFile, is_state};
 
 use super::{Report, shown};
 use crate::args::UninstallArgs;
-
-/// What the daemons and the plugin keep in the state directory. A name that goes on after one of
-/// these is a damaged file that was set aside.
-const STATE: [&str; 9] = [
-    "private.key",
-    "tunnel.state",
-    "node-uid",
-    consts::VIEW_FILE,
-    consts::NODE_FILE,
-    consts::EVENTS_FILE,
-    consts::TRUSTED_DIR,
-    "ipam",
-    ".tmp-",
-];
+use crate::install_cni::PARTIAL;
 
 /// Removes the configuration that makes the runtime call the plugin, and the plugin if that is told.
 pub(super) fn remove_cni(report: &mut Report, args: &UninstallArgs) {
@@ -30,6 +17,11 @@ pub(super) fn remove_cni(report: &mut Report, args: &UninstallArgs) {
     remove_file(report, &conflist);
     if let Some(dir) = &args.cni_bin_dir {
         remove_file(report, &dir.join(consts::CNI_PLUGIN));
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+                remove_file(report, &entry.path());
+            }
+        }
     }
 }
 
@@ -70,6 +62,7 @@ pub(super) fn remove_sockets(report: &mut Report, args: &UninstallArgs, interfac
     ] {
         remove_file(report, &run.join(name));
     }
+    remove_tree(report, &run.join(consts::HOSTS_DIR));
     remove_empty(report, run);
 }
 
@@ -86,20 +79,26 @@ pub(super) fn remove_state(report: &mut Report, args: &UninstallArgs) {
     for name in names {
         let path = dir.join(&name);
         let text = name.to_string_lossy();
-        if !STATE.iter().any(|ours| text.starts_with(ours)) {
+        if !is_state(&text) {
             report
                 .kept
                 .push(format!("{}: Warren did not make it", shown(&path)));
-        } else if (text == "ipam" || text == consts::TRUSTED_DIR)
-            && path.is_dir()
-            && !path.is_symlink()
-        {
-            report.step(shown(&path), || fs::remove_dir_all(&path));
+        } else if text == "ipam" || text == consts::TRUSTED_DIR {
+            remove_tree(report, &path);
         } else {
             remove_file(report, &path);
         }
     }
     remove_empty(report, dir);
+}
+
+/// Removes a directory of Warren's own with what is in it, or what is in its place.
+fn remove_tree(report: &mut Report, path: &Path) {
+    if path.is_dir() && !path.is_symlink() {
+        report.step(shown(path), || fs::remove_dir_all(path));
+    } else {
+        remove_file(report, path);
+    }
 }
 
 fn remove_file(report: &mut Report, path: &Path) {

@@ -1,7 +1,7 @@
 //! `warren uninstall`: takes all that is Warren's off this node, and nothing else.
 //!
 //! ```text
-//! daemons running? -> refuse, or end them (--stop)
+//! daemons running? -> refuse, or end them (--stop), or let others end them (--wait)
 //! pods attached?   -> refuse, or take their network (--pods): without Warren they would be in clear
 //! CNI configuration, pods' veths, tunnel's interface, routes, rules, sockets, state, filter last
 //! ```
@@ -14,11 +14,13 @@ mod kernel;
 mod stop;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
 use warren_core::consts;
 use warren_core::files::NodeFile;
 
-use crate::args::UninstallArgs;
+use crate::args::{Cli, Command, UninstallArgs};
 use crate::outcome::Outcome;
 use crate::text::clean;
 
@@ -60,6 +62,7 @@ pub fn run(args: &UninstallArgs) -> Outcome {
     let interface = args.interface.clone();
     let interface = interface.or_else(|| node.as_ref().map(|node| node.interface.clone()));
     let interface = interface.unwrap_or_else(|| consts::INTERFACE.to_owned());
+    stop::await_end(&interface, Duration::from_secs(args.wait));
     let kernel = match kernel::Kernel::read(&interface) {
         Ok(kernel) => kernel,
         Err(e) => {
@@ -107,6 +110,21 @@ pub fn run(args: &UninstallArgs) -> Outcome {
     print(&mut outcome, &report, kernel::settings());
     outcome.code = u8::from(!report.errors.is_empty() || !obstacles.is_empty());
     outcome
+}
+
+/// Whether the process is to stay when it is done.
+pub fn stays(cli: &Cli) -> bool {
+    matches!(&cli.command, Command::Uninstall(args) if args.stay)
+}
+
+/// Does nothing until this process is told to end.
+pub fn stay() {
+    // A container's first process gets no signal that it neither blocks nor handles.
+    let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    if ends.thread_block().is_ok() {
+        // An error means that there is nothing to wait for.
+        let _ = ends.wait();
+    }
 }
 
 fn print(outcome: &mut Outcome, report: &Report, settings: Vec<String>) {

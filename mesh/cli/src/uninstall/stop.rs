@@ -10,14 +10,33 @@ use warren_claim::{AGENT, Holder, holder, tunnel};
 /// How long a daemon may take to end.
 const LIMIT: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(20);
+/// How often it is looked whether others have ended them.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Ends the daemons if that is wanted; returns what still runs, for people.
-pub(super) fn daemons(interface: &str, stop: bool) -> Vec<String> {
-    // The agent first: it would repair what goes with the tunnel.
+/// The daemons with their claims. The agent first: it would repair what goes with the tunnel.
+fn claims(interface: &str) -> [(&'static str, String); 2] {
     [
         ("warren-agent", AGENT.to_owned()),
         ("warren-tunnel", tunnel(interface)),
     ]
+}
+
+/// Waits until no daemon runs any more, or for `limit`.
+pub(super) fn await_end(interface: &str, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    let runs = || {
+        claims(interface)
+            .iter()
+            .any(|(_, name)| holder(name).is_some())
+    };
+    while runs() && Instant::now() < deadline {
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Ends the daemons if that is wanted; returns what still runs, for people.
+pub(super) fn daemons(interface: &str, stop: bool) -> Vec<String> {
+    claims(interface)
     .iter()
     .filter_map(|(program, name)| {
         let found = holder(name)?;

@@ -27,7 +27,7 @@ use warren_keyring::PublicKey;
 use warren_lab::{Bridge, Host, Lab, Link, Proc, bin};
 
 /// How long anything may take; machines are slow and shared.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const HTTP: &str = "127.0.0.1:9151";
 
@@ -92,9 +92,7 @@ impl Machine {
     /// Starts the agent with its Pod's token, as a DaemonSet would but for the kubeconfig; in place of a
     /// running one.
     pub(crate) fn start_agent(&mut self) -> Result<()> {
-        if let Some(proc) = self.agent.take() {
-            proc.kill();
-        }
+        self.stop_agent();
         let kubeconfig = self.plane.write_kubeconfig("agent", &self.token)?;
         fs::create_dir_all(self.cni_dir())?;
         let mut command = Command::new(bin("warren-agent")?);
@@ -110,6 +108,12 @@ impl Machine {
             .env("NODE_NAME", "node1");
         self.agent = Some(self.host.spawn(&mut command)?);
         Ok(())
+    }
+
+    pub(crate) fn stop_agent(&mut self) {
+        if let Some(proc) = self.agent.take() {
+            proc.kill();
+        }
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod machine;
+mod uninstall;
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -248,4 +249,12 @@ fn an_agent_without_its_api_server_starts_from_the_last_view_and_removes_nothing
         let in_tunnel = m.host.run(&["wg", "show", "warren0", "peers"])?.stdout;
         Ok(in_tunnel.trim() == second.to_base64())
     })
+}
+
+#[test]
+fn what_agents_wrote_to_nodes_is_taken_back_and_nothing_else() -> Result<()> {
+    let Some(mut machine) = machine("agent-uninstall", &[])? else {
+        return Ok(());
+    };
+    uninstall::takes_back_what_agents_wrote(&mut machine)
 }

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 /// The causes from the outermost to the innermost, each said once.
-pub(super) fn describe(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn describe(error: &(dyn Error + 'static)) -> String {
     // kube prints a refusal twice, the second time as Rust does.
     if let Some(kube::Error::Api(status)) = error.downcast_ref() {
         return status.message.clone();

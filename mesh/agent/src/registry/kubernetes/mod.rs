@@ -21,7 +21,7 @@ mod record;
 mod told;
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -34,6 +34,7 @@ use warren_core::NodeName;
 use warren_core::consts::EVENTS_FILE;
 
 pub use client::KubernetesError;
+pub(crate) use error::describe;
 
 use self::checks::{Checks, Finding};
 use self::client::WatchStarts;
@@ -46,9 +47,19 @@ use super::{Announcement, NodeRegistry, OwnRecord, RegistryError, RegistryReport
 use crate::config::Config;
 
 /// The field manager of what this program writes.
-const FIELD_MANAGER: &str = "warren-agent";
+pub(crate) const FIELD_MANAGER: &str = "warren-agent";
 /// How long publishing may hold up a reconcile; what takes longer goes on by itself.
 const PATIENCE: Duration = Duration::from_millis(300);
+
+/// A client by a kubeconfig, or as the pod's service account.
+///
+/// # Errors
+/// When neither is of use; nothing is asked yet.
+pub(crate) async fn kubernetes_client(
+    kubeconfig: Option<&Path>,
+) -> Result<Client, KubernetesError> {
+    Ok(client::connect(kubeconfig).await?.client)
+}
 
 type Stream = BoxStream<'static, watcher::Result<Event<Watched>>>;
 
