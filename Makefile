@@ -13,7 +13,7 @@ RELEASE_FLAGS := -C target-feature=+crt-static --remap-path-prefix=$(or $(CARGO_
 # A subcommand of cargo, for a release; its arguments follow.
 release = RUSTFLAGS="$(RELEASE_FLAGS)" $(CARGO) $(1) --release --target $(HOST)
 
-.PHONY: help deps build-deps build image image-twice test-image test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-interop test-hostile sim fuzz soak lint lint-deploy doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build image image-twice test-image test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-hostile sim fuzz soak lint lint-deploy doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +38,7 @@ test-image: deps image ## what is in the images, and the daemons in containers w
 
 test: deps ## run all tests that this machine allows, naming each skip
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver --exclude warren-image-suite --exclude warren-deploy
+	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver --exclude warren-cluster --exclude warren-image-suite --exclude warren-deploy
 
 demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(call release,build) $(PROGRAMS) -p warren-lab -p warren-demo
@@ -80,6 +80,11 @@ test-apiserver: deps ## a bare Kubernetes control plane, its programs built from
 	$(CARGO) build -p warren-tunnel -p warren-agent -p warren-cli -p warren-kubectl -p warren-lab
 	$(CARGO) test --no-fail-fast -p warren-apiserver
 
+test-cluster: deps image ## a real Kubernetes of three nodes with Warren installed by Helm; KEEP=1 leaves it up, ONLY= takes a part of scenarios' names
+	tests/cluster/prepare
+	tests/helm/prepare
+	KEEP=$(KEEP) $(CARGO) test --no-fail-fast -p warren-cluster -- --nocapture $(ONLY)
+
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
 	$(if $(LONG),$(call release,build),$(CARGO) build) -p warren-tunnel -p warren-hostile
 	WARREN_LONG=$(LONG) $(if $(LONG),$(call release,test),$(CARGO) test) --no-fail-fast -p warren-hostile -- --nocapture --test-threads=1
@@ -91,7 +96,7 @@ sim: ## random scenarios of a simulated cluster: 10,000, or SECONDS=60 of them, 
 fuzz: ## run each fuzz target for SECONDS=30, from the committed corpus
 	tests/fuzz/run $(or $(SECONDS),30)
 
-soak: deps ## all long forms: agents stopped for a minute, 20 rounds of the storm on warren-cni, a minute of 200 registry changes a second, 5 minutes of a blocked port, 15 minutes over rekeys with loss, the images built twice, then LONG=1 of test-hostile and the fuzz targets
+soak: deps ## all long forms: agents stopped for a minute, 20 rounds of the storm on warren-cni, a minute of 200 registry changes a second, 10 minutes without the API server, 5 minutes of a blocked port, 15 minutes over rekeys with loss, the images built twice, then LONG=1 of test-hostile and the fuzz targets
 	$(CARGO) build --workspace --bins
 	WARREN_STOP_SECONDS=60 $(CARGO) test -p warren-e2e --test lifecycle does_not_notice -- --nocapture
 	WARREN_CHURN_SECONDS=60 $(CARGO) test -p warren-e2e --test registry two_hundred -- --nocapture
@@ -99,6 +104,7 @@ soak: deps ## all long forms: agents stopped for a minute, 20 rounds of the stor
 	WARREN_STORM_ROUNDS=20 $(CARGO) test -p warren-storm -- --nocapture
 	$(call release,build) -p warren-tunnel -p warren-hostile
 	$(call release,test) -p warren-hostile --test soak -- --nocapture --ignored
+	WARREN_OUTAGE_SECONDS=600 $(MAKE) test-cluster ONLY=api_server_is_away
 	tests/interop/prepare
 	$(CARGO) build -p warren-tunnel -p warren-lab -p warren-interop
 	$(CARGO) test -p warren-interop -- --ignored
@@ -130,7 +136,7 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 
 # One after another: several of them need both cores.
 ci-steps:
-	for step in lint layers deny doc test test-cni demo test-image lint-deploy test-apiserver test-interop test-hostile; do $(MAKE) $$step || exit; done
+	for step in lint layers deny doc test test-cni demo test-image lint-deploy test-apiserver test-cluster test-interop test-hostile; do $(MAKE) $$step || exit; done
 	$(MAKE) sim SECONDS=60 FIRST=1
 	$(MAKE) fuzz SECONDS=30
 

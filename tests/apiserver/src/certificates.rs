@@ -46,6 +46,19 @@ pub(crate) fn write(directory: &Path, addresses: &[IpAddr]) -> Result<String> {
     Ok(ca_pem)
 }
 
+/// Makes a certificate of the authority in `directory` for a server of this name; both in PEM, the key last.
+///
+/// # Errors
+/// Those of the authority's files, and of a name that is none.
+pub(crate) fn serving(directory: &Path, name: &str) -> Result<(String, String)> {
+    let (ca, ca_key) = (authority(), authority_key(directory)?);
+    let mut server = CertificateParams::new(vec![name.to_owned()])?;
+    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let key = KeyPair::generate()?;
+    let certificate = server.signed_by(&key, &Issuer::from_params(&ca, ca_key))?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
+
 /// Writes a client certificate of the authority in `directory`, and returns the paths of it and of its key.
 ///
 /// # Errors
@@ -55,10 +68,8 @@ pub(crate) fn write_client(
     user: &str,
     groups: &[&str],
 ) -> Result<(PathBuf, PathBuf)> {
-    let ca_key = directory.join("ca.key");
-    let ca_key = fs::read_to_string(&ca_key).context("read the authority's key")?;
-    let ca = authority();
-    let issuer = Issuer::from_params(&ca, KeyPair::from_pem(&ca_key)?);
+    let (ca, ca_key) = (authority(), authority_key(directory)?);
+    let issuer = Issuer::from_params(&ca, ca_key);
     let mut client = CertificateParams::default();
     client.distinguished_name = DistinguishedName::new();
     client.distinguished_name.push(DnType::CommonName, user);
@@ -74,6 +85,11 @@ pub(crate) fn write_client(
     fs::write(&certificate, client.signed_by(&key, &issuer)?.pem())?;
     fs::write(&private, key.serialize_pem())?;
     Ok((certificate, private))
+}
+
+fn authority_key(directory: &Path) -> Result<KeyPair> {
+    let key = fs::read_to_string(directory.join("ca.key")).context("read the authority's key")?;
+    Ok(KeyPair::from_pem(&key)?)
 }
 
 fn authority() -> CertificateParams {

@@ -41,6 +41,10 @@ pub struct Options {
     pub controllers: Vec<&'static str>,
     /// Further flags of kube-apiserver.
     pub apiserver_flags: Vec<String>,
+    /// Further addresses that the API server's certificate is good for, such as its Service's.
+    pub also_reached_by: Vec<IpAddr>,
+    /// Users with their groups for whom `USER.crt` and `USER.key` are in the directory from the start.
+    pub certificates: Vec<(&'static str, &'static [&'static str])>,
 }
 
 impl Default for Options {
@@ -60,6 +64,8 @@ impl Default for Options {
                 "garbage-collector-controller",
             ],
             apiserver_flags: Vec::new(),
+            also_reached_by: Vec::new(),
+            certificates: Vec::new(),
         }
     }
 }
@@ -82,11 +88,15 @@ impl ControlPlane {
     /// # Errors
     /// What did not start in time, with its log's end.
     pub fn start(host: &Host, options: Options) -> Result<Self> {
-        let directory = host.dir().join("kubernetes");
+        let directory = Self::directory_on(host);
         fs::create_dir_all(directory.join("etcd")).context("make the control plane's directory")?;
         let mut own = options.addresses.clone();
         own.extend([IpAddr::from([127, 0, 0, 1]), "::1".parse::<IpAddr>()?]);
+        own.extend(&options.also_reached_by);
         let ca_pem = certificates::write(&directory, &own)?;
+        for (user, groups) in &options.certificates {
+            certificates::write_client(&directory, user, groups)?;
+        }
         let mut tokens = Identity::admin().line();
         for identity in &options.identities {
             tokens.write_str(&identity.line())?;
@@ -127,6 +137,11 @@ impl ControlPlane {
         &self.host
     }
 
+    /// The directory that a control plane on this host has; there before it, for flags that name its files.
+    pub fn directory_on(host: &Host) -> PathBuf {
+        host.dir().join("kubernetes")
+    }
+
     /// The directory of its files: `ca.crt`, `NAME.kubeconfig`, `etcd`.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -145,6 +160,14 @@ impl ControlPlane {
     /// The certificate of its authority in PEM.
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
+    }
+
+    /// Makes a certificate of its authority for a server of this name; both in PEM, the key last.
+    ///
+    /// # Errors
+    /// Those of the authority's files, and of a name that is none.
+    pub fn serving_certificate(&self, name: &str) -> Result<(String, String)> {
+        certificates::serving(&self.directory, name)
     }
 
     /// Writes `NAME.kubeconfig` for a token and returns its path.

@@ -80,6 +80,7 @@ pub(crate) fn remove_stale() {
             continue;
         };
         if start_time(pid) != Some(started) {
+            crate::cgroup::remove(&name.to_string_lossy());
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }

@@ -44,6 +44,16 @@ const STAGES: [&str; 14] = [
 ];
 
 const READY_TIMEOUT: Duration = Duration::from_secs(15);
+/// What the lab init becomes in the end: it removes the lab's directory and the control groups of its name.
+const REMOVE: &std::ffi::CStr = c"
+rm -rf -- \"$0\"
+for group in /sys/fs/cgroup/*/\"${0##*/}\"; do
+    tries=50
+    while [ -d \"$group\" ] && [ $tries -gt 0 ]; do
+        find \"$group\" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.1
+        tries=$((tries - 1))
+    done
+done";
 /// Longest path the lab init accepts for the directory it removes.
 const PATH_MAX: usize = 4096;
 
@@ -472,13 +482,13 @@ fn lab_init(socket: RawFd, parent: RawFd, keep: [RawFd; 2]) -> ! {
         }
         if has_path {
             let argv = [
-                c"rm".as_ptr(),
-                c"-rf".as_ptr(),
-                c"--".as_ptr(),
+                c"sh".as_ptr(),
+                c"-c".as_ptr(),
+                REMOVE.as_ptr(),
                 path.as_ptr().cast(),
                 std::ptr::null(),
             ];
-            libc::execv(c"/bin/rm".as_ptr(), argv.as_ptr());
+            libc::execv(c"/bin/sh".as_ptr(), argv.as_ptr());
         }
         libc::_exit(0)
     }

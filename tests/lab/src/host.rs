@@ -4,6 +4,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 
 use crate::capture::Tap;
+use crate::cgroup;
 use crate::directory;
 use crate::error::{LabError, Result};
 use crate::link::{End, Link};
@@ -28,6 +29,17 @@ impl Host {
     /// A capture point on one of its interfaces, such as `warren0`.
     pub fn tap(&self, ifname: &str) -> Tap {
         Tap::new(&self.space, ifname)
+    }
+
+    /// Makes control groups for it, one in each of the machine's [`hierarchies`](crate::hierarchies) and in
+    /// their order, unless they are there. They stay over a reboot and end with the lab.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Io`] naming the group.
+    pub fn cgroups(&self) -> Result<Vec<PathBuf>> {
+        let lab = self.space.inner.lab.dir.file_name().unwrap_or_default();
+        cgroup::create(&PathBuf::from(lab).join(self.name()))
     }
 
     /// Kills every process in it, pods included, and makes its namespaces anew; [`Space::dir`]

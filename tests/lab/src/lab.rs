@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use crate::capture::{Capture, ClearTextRules, Retap, Tap};
+use crate::cgroup;
 use crate::directory;
 use crate::error::{LabError, Result};
 use crate::holder::LabInit;
@@ -214,6 +215,9 @@ impl Drop for Lab {
         // Links hold hosts, and hosts hold the lab.
         lock(&self.core.links).clear();
         self.core.init.holder.wait(KILL_GRACE);
+        if let Some(name) = self.core.dir.file_name() {
+            cgroup::remove(&name.to_string_lossy());
+        }
         let _ = std::fs::remove_dir_all(&self.core.dir);
     }
 }

@@ -24,6 +24,7 @@
 //! ```
 
 mod capture;
+mod cgroup;
 mod directory;
 mod error;
 mod holder;
@@ -40,6 +41,7 @@ pub use capture::{
     Allow, Capture, ClearTextRules, Count, Family, KEPT_PACKETS, LinkReport, Offence, Report, Tap,
     WireGuardKind,
 };
+pub use cgroup::{Hierarchy, hierarchies};
 pub use error::{LabError, Result};
 pub use host::{Bridge, Host, Pod};
 pub use lab::{Detached, Lab};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use warren_lab::{Lab, LabError, poll_until, require};
+use warren_lab::{Lab, LabError, Privilege, hierarchies, poll_until, privilege, require};
 
 /// A process of its own with a lab of two hosts, each with two daemonised sleeps.
 struct Victim {
@@ -42,6 +42,9 @@ impl Victim {
             pid_namespaces,
         };
         assert!(victim.dir.is_dir());
+        if privilege() == Privilege::Root {
+            assert_eq!(control_groups(&victim.dir).len(), hierarchies().len());
+        }
         // Per host: its first process and two daemons.
         assert_eq!(victim.members(), 6);
         victim
@@ -65,6 +68,11 @@ impl Victim {
             &format!("the end of the directory after {how}"),
             || !self.dir.exists(),
         )?;
+        poll_until(
+            Duration::from_secs(5),
+            &format!("the end of the control groups after {how}"),
+            || control_groups(&self.dir).is_empty(),
+        )?;
         Ok(())
     }
 }
@@ -87,6 +95,13 @@ fn all_pids() -> Vec<i32> {
     entries
         .filter_map(|e| e.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+/// The control groups of the lab of this directory, one in each hierarchy.
+fn control_groups(dir: &Path) -> Vec<PathBuf> {
+    let name = dir.file_name().expect("a lab's directory has a name");
+    let groups = hierarchies().into_iter().map(|h| h.mount_point.join(name));
+    groups.filter(|group| group.is_dir()).collect()
 }
 
 /// What the machine's own namespaces show: links, named network namespaces, mounts.

@@ -1,0 +1,20 @@
+// CoreDNS with the plugins that a cluster's DNS uses, in the order in which they are asked.
+package main
+
+import (
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/coremain"
+	_ "github.com/coredns/coredns/plugin/cache"
+	_ "github.com/coredns/coredns/plugin/errors"
+	_ "github.com/coredns/coredns/plugin/health"
+	_ "github.com/coredns/coredns/plugin/kubernetes"
+	_ "github.com/coredns/coredns/plugin/ready"
+)
+
+func init() {
+	dnsserver.Directives = []string{"health", "ready", "errors", "cache", "kubernetes"}
+}
+
+func main() {
+	coremain.Run()
+}
