@@ -8,11 +8,11 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use warren_cluster::Cluster;
 use warren_cluster::cluster::PATIENCE;
 use warren_cluster::places::skip_reason;
 use warren_cluster::scenarios::matrix::{self, Network};
 use warren_cluster::scenarios::topology::{NAMESPACE, Topology};
-use warren_cluster::Cluster;
 
 #[test]
 fn a_cluster_of_one_node_with_the_reference_plugin_carries_all_sorts_of_traffic() -> Result<()> {

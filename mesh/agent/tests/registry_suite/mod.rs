@@ -59,7 +59,17 @@ impl<R: NodeRegistry> Follower<R> {
 
     /// Follows until `done`, or panics with what was seen.
     pub(crate) async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        self.until_within(PATIENCE, what, done).await;
+    }
+
+    /// As [`until`](Self::until), with a limit of its own.
+    pub(crate) async fn until_within(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        done: impl Fn(&Self) -> bool,
+    ) {
+        let deadline = Instant::now() + limit;
         while !done(self) {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(report) = timeout(left, self.registry.next()).await else {

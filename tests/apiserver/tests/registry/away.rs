@@ -32,6 +32,8 @@ use crate::registry_suite::{Backend, Follower, view};
 /// Longer than a token of a file is believed to be the one there (60 s), and than the backoff takes to
 /// reach its longest wait.
 const AWAY: Duration = Duration::from_secs(75);
+/// The longest wait of kube's backoff is 30 s, to which it adds up to as much again by chance.
+const BACK: Duration = Duration::from_secs(120);
 const ACCOUNT: (&str, &str) = ("default", "default");
 
 fn with_mtu(node: &NodeView, mtu_bytes: u32) -> NodeView {
@@ -141,7 +143,7 @@ fn an_api_server_that_was_away_for_hours_is_followed_again_and_takes_no_node_awa
         cluster.set_open(true);
         let expected = [("node-2".into(), last), ("node-4".into(), new_life)].into();
         follower
-            .until("the view as it is now", |f| {
+            .until_within(BACK, "the view as it is now", |f| {
                 f.views == expected && f.troubles.is_empty()
             })
             .await;
