@@ -4,6 +4,7 @@
 //! `needed` ones run whatever is asked for, for the others stand on them.
 
 mod access;
+mod expected;
 mod install;
 pub mod matrix;
 mod nodes;
