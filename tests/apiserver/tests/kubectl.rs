@@ -64,9 +64,14 @@ fn agents_that_cannot_be_asked_are_rows_with_their_causes_and_policies_are_tried
 
     let output = warren(&plane, &["status", "-o", "json", "--request-timeout", "3s"])?;
     let document: Value = serde_json::from_str(&output.stdout)?;
+    let given = kubectl(
+        &plane,
+        &["get", "node", "node1", "-o", "jsonpath={.spec.podCIDRs}"],
+    )?;
+    let given: Value = serde_json::from_str(&given.stdout)?;
     ensure!(
-        document["nodes"][0]["pod_cidrs"][0] == "10.244.0.0/24",
-        "{document}"
+        document["nodes"][0]["pod_cidrs"] == given && given[0].is_string(),
+        "{given} in {document}"
     );
 
     let policies = findings(&plane, "policies")?;
@@ -81,7 +86,9 @@ fn agents_that_cannot_be_asked_are_rows_with_their_causes_and_policies_are_tried
     let rights = findings(&plane, "rights")?;
     ensure!(rights[0].0 == "ok", "{rights:?}");
     let sets = findings(&plane, "daemonsets")?;
-    ensure!(sets.len() == 2 && sets[0].0 == "error", "{sets:?}");
+    // Besides, a controller that is slow has not seen their present form.
+    let errors = sets.iter().filter(|(severity, _)| severity == "error");
+    ensure!(errors.count() == 2, "{sets:?}");
 
     // The checks can fail.
     block_on(plane.host(), async || {
@@ -128,11 +135,14 @@ fn a_cluster_that_cannot_be_found_is_told_and_what_to_give() -> Result<()> {
 
 /// Runs `kubectl warren` as the admin.
 fn warren(plane: &ControlPlane, arguments: &[&str]) -> Result<Output> {
+    kubectl(plane, &[&["warren"], arguments].concat())
+}
+
+fn kubectl(plane: &ControlPlane, arguments: &[&str]) -> Result<Output> {
     let plugin = bin("kubectl-warren")?;
     let folder = plugin.parent().context("the folder of kubectl-warren")?;
     let mut command = Command::new(program("kubectl"));
     command
-        .arg("warren")
         .args(arguments)
         .env("KUBECONFIG", plane.directory().join("admin.kubeconfig"))
         .env("PATH", folder);
