@@ -83,6 +83,7 @@ test-apiserver: deps ## a bare Kubernetes control plane, its programs built from
 test-cluster: deps image ## a real Kubernetes of three nodes with Warren installed by Helm; KEEP=1 leaves it up, ONLY= takes a part of scenarios' names
 	tests/cluster/prepare
 	tests/helm/prepare
+	$(CARGO) build -p warren-kubectl
 	KEEP=$(KEEP) $(CARGO) test --no-fail-fast -p warren-cluster -- --nocapture $(ONLY)
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence

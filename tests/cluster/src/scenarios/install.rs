@@ -1,8 +1,11 @@
 //! The installation, and what is to be seen after it.
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use super::World;
+use crate::cluster::PATIENCE;
+use crate::run;
 use crate::warren::{self, Daemon};
 
 const KEY: &str = "warren.network/public-key";
@@ -73,6 +76,43 @@ pub(super) fn keys_and_status_agree(world: &mut World) -> Result<()> {
                 "{other} has another key of {name}: {peer}"
             );
         }
+    }
+    Ok(())
+}
+
+/// The plugin of kubectl says of each node what its Node and its agent say, and finds nothing wrong.
+pub(super) fn kubectl_warren_agrees(world: &mut World) -> Result<()> {
+    let cluster = &world.cluster;
+    let kubeconfig = cluster.plane.directory().join("admin.kubeconfig");
+    let kubeconfig = kubeconfig.display().to_string();
+    let arguments = ["status", "-o", "json", "--kubeconfig", &kubeconfig];
+    let plugin = warren_lab::bin("kubectl-warren")?;
+    let told = run::ask(cluster.plane.host(), plugin, &arguments, b"", PATIENCE)?;
+    let told: Value = serde_json::from_str(&told)?;
+    ensure!(told["state"] == "ok", "{told}");
+    ensure!(
+        told["disagreements"] == json!([]) && told["refused"] == json!([]),
+        "{told}"
+    );
+    let nodes = told["nodes"].as_array().context("nodes")?;
+    ensure!(nodes.len() == World::NODES.len(), "{told}");
+    for (node, name) in nodes.iter().zip(World::NODES) {
+        let object = cluster.get(&["node", name])?;
+        let status = warren::status(cluster, name)?;
+        let published = &object["metadata"]["annotations"][KEY];
+        ensure!(
+            node["node"] == name && node["state"] == status["state"],
+            "{node}"
+        );
+        ensure!(
+            node["published_key"] == *published,
+            "{node}, {published} on the Node"
+        );
+        ensure!(
+            node["public_key"] == status["public_key"],
+            "{node}, {status}"
+        );
+        ensure!(node["pod_cidrs"] == object["spec"]["podCIDRs"], "{node}");
     }
     Ok(())
 }

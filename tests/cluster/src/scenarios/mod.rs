@@ -97,6 +97,10 @@ pub const SCENARIOS: &[Scenario] = &[
         "each_nodes_key_is_on_its_node_and_all_agents_agree_on_the_mesh",
         install::keys_and_status_agree,
     ),
+    scenario(
+        "kubectl_warren_status_says_what_nodes_and_agents_say",
+        install::kubectl_warren_agrees,
+    ),
     needed("probes_and_services_come_up", traffic::deploy),
     scenario(
         "all_sorts_of_traffic_pass_between_all_pairs_of_nodes_in_both_families",
