@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli
 
-.PHONY: help deps build-deps build test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build test demo bench bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-interop test-hostile sim fuzz soak lint doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ test: deps ## run all tests that this machine allows, naming each skip
 demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-demo
 	target/release/warren-demo $(if $(KEEP),--keep)
+
+bench: deps ## pod to pod beside wireguard-go, boringtun-cli and a plain veth; ROUNDS=5, SECONDS=3 a figure, JSON=file
+	tests/interop/prepare
+	$(CARGO) build --release $(PROGRAMS) -p warren-lab -p warren-bench
+	target/release/warren-bench --rounds $(or $(ROUNDS),5) --seconds $(or $(SECONDS),3) $(if $(JSON),--json $(JSON))
 
 bench-cni: deps ## ADD and DEL of warren-cni beside ptp + host-local, alone and 32 at once
 	$(CARGO) build --release -p warren-cni -p warren-storm

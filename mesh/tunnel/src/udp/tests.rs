@@ -43,7 +43,7 @@ fn datagram(kind: u8, len: usize, set: Option<usize>) -> Vec<u8> {
 
 fn check_kinds(domain: Domain, address: &str, source: &str) {
     let at = SocketAddr::new(address.parse().unwrap(), 0);
-    let lanes = Lanes::open(domain, at).unwrap();
+    let lanes = Lanes::open(domain, at, true).unwrap();
     assert_eq!(lanes.handshakes.len(), steer::lanes() as usize);
     let kind = |bytes: &[u8]| kind_of(&lanes, source, bytes);
     for len in [32, 33, 148, 1452] {
@@ -87,7 +87,7 @@ fn each_kind_of_message_has_sockets_of_its_own_in_both_families() {
 #[test]
 fn peers_have_sockets_apart_from_strangers_however_many_they_are() {
     let at = "127.0.0.1:0".parse().unwrap();
-    let lanes = Lanes::open(Domain::IPV4, at).unwrap();
+    let lanes = Lanes::open(Domain::IPV4, at, true).unwrap();
     let initiation = datagram(1, 148, None);
     let known = |n: u32| IpAddr::V4(Ipv4Addr::from_bits(0x7f01_0000 + 3 * n));
     for (count, secret) in [
@@ -135,7 +135,7 @@ fn peers_have_sockets_apart_from_strangers_however_many_they_are() {
 #[test]
 fn the_sources_are_spread_over_the_sockets_of_their_kind_and_anew_by_each_secret() {
     let at = "127.0.0.1:0".parse().unwrap();
-    let lanes = Lanes::open(Domain::IPV4, at).unwrap();
+    let lanes = Lanes::open(Domain::IPV4, at, true).unwrap();
     let sources: Vec<String> = (1..60).map(|n| format!("127.0.{n}.1")).collect();
     let dealt = |secret| {
         let deal = Deal {
@@ -160,7 +160,7 @@ fn the_sources_are_spread_over_the_sockets_of_their_kind_and_anew_by_each_secret
 fn where_the_kernel_refuses_everything_comes_to_the_one_socket_and_the_port_is_ours_alone() {
     let at = "127.0.0.1:0".parse().unwrap();
     let refuse: Attach = |_, _, _| Err(io::ErrorKind::Unsupported.into());
-    let lanes = Lanes::open_with(Domain::IPV4, at, refuse).unwrap();
+    let lanes = Lanes::open_with(Domain::IPV4, at, true, refuse).unwrap();
     assert!(lanes.handshakes.is_empty());
     for (kind, len) in [(1, 148), (2, 92), (3, 64), (4, 64), (0, 0)] {
         for n in 1..20 {
