@@ -142,6 +142,8 @@ pub struct Shard {
     commands: Receiver<Command>,
     out: Outbox,
     received: ReceiveArena,
+    /// How many messages of data are received at once.
+    data_batch: usize,
     frame: Box<[u8]>,
     sender: Sender,
     udp_book: UdpBook,
@@ -159,6 +161,10 @@ const CONTROL: u64 = 1;
 const ROUTES: u64 = 2;
 const UDP: u64 = 3;
 const HANDSHAKES: u64 = u64::MAX;
+/// From so many bytes on, one receive was too much for one turn: half a millisecond of decryption.
+const TURN_BYTES: usize = 512 << 10;
+/// The fewest messages of data that are received at once.
+const LEAST_BATCH: usize = 8;
 /// The most handshakes that are taken from one socket before it is another one's turn.
 const HANDSHAKE_BATCH: usize = 32;
 /// The most sockets for handshakes that are told to be readable at once: more than there are.
@@ -207,6 +213,7 @@ impl Shard {
             commands,
             out: Outbox::new(),
             received: ReceiveArena::new(),
+            data_batch: BATCH,
             frame: vec![0; FRAME_ROOM].into(),
             sender: Sender::default(),
             udp_book: UdpBook::default(),
@@ -276,8 +283,9 @@ impl Shard {
                     self.frames.tun_rx += 1;
                     self.engine
                         .handle_tun_frame(now, frame.packet, frame.offload, &mut self.out);
+                    // It is the others' turn after that.
                     if self.out.is_full() {
-                        self.flush();
+                        break;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -296,9 +304,15 @@ impl Shard {
         let Some(socket) = self.udp.lanes(Lane::Data).nth(socket) else {
             return;
         };
-        match self.received.receive(socket, BATCH) {
+        match self.received.receive(socket, self.data_batch) {
             Ok(count) => {
                 self.share.note_data();
+                // Of trains a few at once, or it is the TUN's turn too late; of datagrams many.
+                self.data_batch = match self.received.bytes(count) {
+                    TURN_BYTES.. => (self.data_batch / 2).max(LEAST_BATCH),
+                    _ if count == self.data_batch => (self.data_batch * 2).min(BATCH),
+                    _ => self.data_batch,
+                };
                 self.handle_received(now, count);
             }
             Err(error) => self.note_receive_error(&error),

@@ -56,14 +56,19 @@ impl Node {
              ip route add fd0{other}::/64 dev wg0 src fd0{n}::1"
         ))?;
         let uapi = Socket(dir.join("wg0.sock"));
+        Ok(Self { host, uapi, tunnel })
+    }
+
+    /// Makes the other one a peer; the way there is to be up by now.
+    fn introduce(&self, n: u32) {
+        let other = 3 - n;
         let key = private_key(n).to_hex();
-        uapi.set(&format!(
+        self.uapi.set(&format!(
             "private_key={}\npublic_key={}\nendpoint=192.0.2.{other}:51820\n\
              allowed_ip=10.{other}.0.0/24\nallowed_ip=fd0{other}::/64\n",
             *key,
             public_key(other)
         ));
-        Ok(Self { host, uapi, tunnel })
     }
 
     fn status(&self, key: &str) -> String {
@@ -98,6 +103,8 @@ fn pair(name: &str, options: [&[&str]; 2]) -> Result<(Lab, Node, Node, Link)> {
         end.addr(&format!("2001:db8::{n}/64"))
     };
     let link = lab.connect(end(&node1, 1), end(&node2, 2))?;
+    node1.introduce(1);
+    node2.introduce(2);
     let ping = ["ping", "-c1", "-W1", "10.2.0.1"];
     poll_until(PATIENCE, "a ping", || {
         node1.host.try_run(&ping).is_ok_and(|ping| ping.success())
@@ -247,30 +254,15 @@ fn with_everything_on_a_train_goes_through_as_one() -> Result<()> {
 }
 
 #[test]
-fn a_way_whose_device_computes_no_checksums_takes_no_trains_and_that_is_said_once() -> Result<()> {
+fn all_arrives_by_a_device_that_computes_no_checksums() -> Result<()> {
     require!();
-    let (_lab, node1, node2, _link) = pair("offloadeio", [&[], &[]])?;
+    let (_lab, node1, node2, _link) = pair("offloadnosum", [&[], &[]])?;
     node1
         .host
         .in_netns(|| switch_checksums_off("eth0"))?
         .unwrap();
     move_all(&node1, &node2)?;
-    move_all(&node1, &node2)?;
     assert_eq!(node1.count("udp_send_errors"), 0);
-    let said = node1
-        .tunnel
-        .log()
-        .matches("the way takes no trains")
-        .count();
-    assert_eq!(said, 1, "{}", node1.tunnel.log());
-    assert_eq!(
-        node2
-            .tunnel
-            .log()
-            .matches("the way takes no trains")
-            .count(),
-        0
-    );
     Ok(())
 }
 

@@ -96,6 +96,11 @@ impl ReceiveArena {
         Ok(received)
     }
 
+    /// The bytes of the first `count` messages.
+    pub(crate) fn bytes(&self, count: usize) -> usize {
+        self.lengths[..count].iter().sum()
+    }
+
     /// Returns a received message, where it came from, and to which address of ours.
     #[inline]
     pub(crate) fn message(&self, n: usize) -> Option<Message<'_>> {

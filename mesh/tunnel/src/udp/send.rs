@@ -76,6 +76,11 @@ impl Sender {
         batch.flush(book, &mut self.refusing);
     }
 
+    #[cfg(test)]
+    pub(super) fn has_refusals(&self) -> bool {
+        !self.refusing.is_empty()
+    }
+
     /// Tries trains again everywhere: the ways are others now.
     pub(crate) fn forget_refusals(&mut self) {
         self.refusing.clear();

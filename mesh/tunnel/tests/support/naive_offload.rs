@@ -260,8 +260,11 @@ pub fn cut(frame: &[u8], offload: Offload) -> Vec<Vec<u8>> {
         false => 8,
     };
     let (headers, payload) = frame.split_at(transport + header_len);
-    let chunks: Vec<&[u8]> = payload.chunks(split.segment_len.into()).collect();
-    let last = chunks.len().saturating_sub(1);
+    let chunks: Vec<&[u8]> = match payload.is_empty() {
+        true => vec![&[]],
+        false => payload.chunks(split.segment_len.into()).collect(),
+    };
+    let last = chunks.len() - 1;
     let make = |(n, chunk): (usize, &&[u8])| {
         let mut packet = [headers, *chunk].concat();
         let len = packet.len();
@@ -310,6 +313,18 @@ pub fn cut(frame: &[u8], offload: Offload) -> Vec<Vec<u8>> {
         packet
     };
     chunks.iter().enumerate().map(make).collect()
+}
+
+/// Writes into the checksum's field what the kernel leaves there: the sum of the pseudo-header.
+pub fn put_pseudo_sum(frame: &mut [u8], protocol: u8, partial: PartialChecksum) {
+    let start = usize::from(partial.start);
+    let addresses = match frame[0] >> 4 {
+        4 => &frame[12..20],
+        _ => &frame[8..40],
+    };
+    let sum = words(addresses) + u64::from(protocol) + (frame.len() - start) as u64;
+    let field = start + usize::from(partial.offset);
+    frame[field..field + 2].copy_from_slice(&fold(sum).to_be_bytes());
 }
 
 fn words(bytes: &[u8]) -> u64 {

@@ -77,7 +77,9 @@ impl Flow {
         let v4 = packet.first().is_some_and(|first| first >> 4 == 4);
         let protocol = if v4 {
             let header: &[u8; IPV4_HEADER] = packet.first_chunk().ok_or(any)?;
-            if header[0] != 0x45 || get_u16(header, 6) & FRAGMENT != 0 {
+            // A bad checksum would become a good one.
+            let is_good = Sum::default().add(header).checksum() == 0;
+            if header[0] != 0x45 || get_u16(header, 6) & FRAGMENT != 0 || !is_good {
                 return Err(any);
             }
             header[9]
