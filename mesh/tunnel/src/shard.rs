@@ -9,6 +9,8 @@
 //! other threads: channel + eventfd
 //! ```
 
+mod status;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -16,12 +18,10 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use warren_core::peer_path::PeerPath;
 use warren_core::uapi::{SetRequest, errno};
-use warren_keyring::PublicKey;
 
 use crate::control::{Command, Control};
-use crate::engine::{ApplyError, Counters, Engine};
+use crate::engine::{ApplyError, Engine};
 use crate::offload::Offloads;
 use crate::outbox::Outbox;
 use crate::route::{RouteWatch, outgoing_link};
@@ -33,6 +33,8 @@ use crate::tun::{FRAME_ROOM, Tun, TunError, TunWriter};
 use crate::udp::{
     BATCH, Lane, ReceiveArena, Sender, Udp, UdpBook, UdpCounters, UdpError, path_mtu,
 };
+
+pub use status::{FrameCounters, ShardStatus};
 
 /// The MTU of a new TUN device in bytes, until the agent sets the underlay's.
 pub const NEW_TUN_MTU: u32 = 1420;
@@ -59,48 +61,6 @@ impl SetError {
             Self::Apply(ApplyError::TooManyPeers { .. }) => errno::EINVAL,
         }
     }
-}
-
-/// A picture of the shard, for the status socket.
-#[derive(Clone, Debug)]
-pub struct ShardStatus {
-    /// The device's public key.
-    pub public_key: Option<PublicKey>,
-    /// The UDP port.
-    pub listen_port: u16,
-    /// The number of peers.
-    pub peers: usize,
-    /// The TUN's MTU in bytes; `None` while there is no TUN.
-    pub mtu_bytes: Option<u32>,
-    /// Bytes of packets that wait for handshakes.
-    pub waiting_bytes: usize,
-    /// What a handshake would be stamped with now, as time since the Unix epoch.
-    pub newest_stamp: Duration,
-    /// What the engine counted.
-    pub counters: Counters,
-    /// What the sockets counted.
-    pub udp: UdpCounters,
-    /// Packets that the TUN did not take, and failed reads of it.
-    pub tun_errors: u64,
-    /// The offloads in use.
-    pub offloads: Offloads,
-    /// How often packets went through the kernel together.
-    pub frames: FrameCounters,
-    /// The way to each peer of which there is something to tell.
-    pub peer_paths: Vec<PeerPath>,
-}
-
-/// What the kernel moved at once: each counts once, whatever it is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FrameCounters {
-    /// Packets and super-packets read from the TUN.
-    pub tun_rx: u64,
-    /// Packets and super-packets written to it.
-    pub tun_tx: u64,
-    /// Datagrams and trains of them received.
-    pub udp_rx: u64,
-    /// Datagrams and trains of them sent.
-    pub udp_tx: u64,
 }
 
 /// What a shard is made of.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 /// Something that serves `warren0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Contender {
+pub(crate) enum Contender {
     /// warren-tunnel.
     Warren,
     /// wireguard-go, as pinned in tests/interop/versions.
@@ -19,10 +19,11 @@ pub enum Contender {
 
 impl Contender {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Warren, Self::WireguardGo, Self::Boringtun, Self::Veth];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Warren, Self::WireguardGo, Self::Boringtun, Self::Veth];
 
     /// A few letters of its name, for names of labs.
-    pub fn short(self) -> &'static str {
+    pub(crate) fn short(self) -> &'static str {
         match self {
             Self::Warren => "wt",
             Self::WireguardGo => "go",
@@ -32,7 +33,7 @@ impl Contender {
     }
 
     /// Its program, where `tests/interop/prepare` makes it.
-    pub fn program(self) -> Option<PathBuf> {
+    pub(crate) fn program(self) -> Option<PathBuf> {
         let file = match self {
             Self::WireguardGo => "bin/wireguard-go",
             Self::Boringtun => "bin/boringtun-cli",
@@ -46,7 +47,7 @@ impl Contender {
     }
 
     /// What is not there that it needs.
-    pub fn missing(self) -> Option<PathBuf> {
+    pub(crate) fn missing(self) -> Option<PathBuf> {
         self.program().filter(|path| !path.exists())
     }
 }

@@ -24,26 +24,26 @@ const LARGE: u64 = 1392;
 
 /// One contender's figures of one round.
 #[derive(Clone, Debug, Serialize)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// TCP goodput in Gb/s, one flow and four.
-    pub tcp_gbps: [f64; 2],
+    pub(crate) tcp_gbps: [f64; 2],
     /// The daemons' processor time in seconds for each GB of that.
-    pub cpu_s_per_gb: [f64; 2],
+    pub(crate) cpu_s_per_gb: [f64; 2],
     /// That of the sender's daemon alone, one flow.
-    pub sender_cpu_s_per_gb: f64,
+    pub(crate) sender_cpu_s_per_gb: f64,
     /// Datagrams received in thousands a second: of 64 bytes, and of 1,392.
-    pub udp_kpps: [f64; 2],
+    pub(crate) udp_kpps: [f64; 2],
     /// The daemons' processor time in microseconds for each packet at 30,000 a second.
-    pub light_cpu_us: f64,
+    pub(crate) light_cpu_us: f64,
     /// Round trips of one small datagram in microseconds: the median, and the slowest of a hundred.
-    pub rtt_us: [f64; 2],
+    pub(crate) rtt_us: [f64; 2],
     /// Resident memory of the receiver's daemon in MiB after all that, with one peer.
-    pub memory_mib: f64,
+    pub(crate) memory_mib: f64,
 }
 
 impl Figures {
     /// Measures everything, each for the time given.
-    pub fn measure(scene: &Scene, time: Duration) -> Result<Self> {
+    pub(crate) fn measure(scene: &Scene, time: Duration) -> Result<Self> {
         let server = scene
             .b
             .pod
@@ -148,7 +148,7 @@ impl Load {
 }
 
 /// Processor time of each process, in both modes, in seconds.
-pub fn cpu_seconds(pids: &[i32]) -> Result<Vec<f64>> {
+pub(crate) fn cpu_seconds(pids: &[i32]) -> Result<Vec<f64>> {
     let one = |pid: &i32| -> Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // Behind the name, which may have spaces and parentheses.
@@ -162,7 +162,7 @@ pub fn cpu_seconds(pids: &[i32]) -> Result<Vec<f64>> {
 }
 
 /// Resident memory of a process in KiB.
-pub fn resident_kib(pid: i32) -> Result<f64> {
+pub(crate) fn resident_kib(pid: i32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let number = line.and_then(|line| line.split_whitespace().next());
@@ -207,7 +207,7 @@ fn round_trips(scene: &Scene, time: Duration) -> Result<[f64; 2]> {
 }
 
 /// Waits until the processes are done with what they were given.
-pub fn wait_idle(pids: &[i32]) -> Result<()> {
+pub(crate) fn wait_idle(pids: &[i32]) -> Result<()> {
     let mut last = cpu_seconds(pids)?;
     poll_until(PATIENCE, "idle daemons", || {
         std::thread::sleep(Duration::from_secs(1));

@@ -20,15 +20,15 @@ const WATCHED: Duration = Duration::from_secs(30);
 
 /// Figures of `warren-tunnel` alone.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// KiB of resident memory for each peer between 1,000 and 5,000 of them.
-    pub kib_a_peer: f64,
+    pub(crate) kib_a_peer: f64,
     /// The share of a core that 5,000 peers at rest take, in per cent.
-    pub idle_percent: f64,
+    pub(crate) idle_percent: f64,
 }
 
 /// Gives a tunnel thousands of peers with sessions of their own, nobody behind any.
-pub fn measure() -> Result<Memory> {
+pub(crate) fn measure() -> Result<Memory> {
     let lab = Lab::new("benchmemory")?;
     let host = lab.host("node")?;
     let mut command = Command::new(bin("warren-tunnel")?);

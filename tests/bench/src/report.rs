@@ -61,18 +61,18 @@ struct Absolute {
 }
 
 /// All rounds.
-pub struct Report {
+pub(crate) struct Report {
     contenders: Vec<Contender>,
     rounds: Vec<Vec<(Contender, Figures)>>,
     /// Of thousands of peers, if it was measured.
-    pub memory: Option<Memory>,
+    pub(crate) memory: Option<Memory>,
     /// What ring itself takes to seal a GB.
-    pub seal_cpu_s_per_gb: Option<f64>,
+    pub(crate) seal_cpu_s_per_gb: Option<f64>,
 }
 
 impl Report {
     /// Begins one without rounds.
-    pub fn new(contenders: Vec<Contender>) -> Self {
+    pub(crate) fn new(contenders: Vec<Contender>) -> Self {
         Self {
             contenders,
             rounds: Vec::new(),
@@ -82,14 +82,14 @@ impl Report {
     }
 
     /// Adds what a contender did in a round, counted from 0.
-    pub fn add(&mut self, round: usize, contender: Contender, figures: Figures) {
+    pub(crate) fn add(&mut self, round: usize, contender: Contender, figures: Figures) {
         self.rounds
             .resize_with(self.rounds.len().max(round + 1), Vec::new);
         self.rounds[round].push((contender, figures));
     }
 
     /// Everything, with the medians.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let rounds = self.rounds.iter().map(|round| {
             let figures = round.iter();
             let of = figures.map(|(contender, figures)| {

@@ -14,13 +14,13 @@ const UP_LIMIT: Duration = Duration::from_secs(30);
 const MTU: u32 = 1440;
 
 /// Two pods on two nodes.
-pub struct Scene {
+pub(crate) struct Scene {
     /// The pod that sends.
-    pub a: MeshPod,
+    pub(crate) a: MeshPod,
     /// The pod that receives.
-    pub b: MeshPod,
+    pub(crate) b: MeshPod,
     /// The programs that serve `warren0`, of the sender's node and of the receiver's; none for a veth.
-    pub daemons: Vec<i32>,
+    pub(crate) daemons: Vec<i32>,
     _processes: Vec<Proc>,
     _links: Vec<Link>,
     mesh: Mesh,
@@ -37,7 +37,7 @@ struct Settings {
 
 impl Scene {
     /// Makes the nodes and pods, and exchanges the tunnel.
-    pub fn new(name: &str, contender: Contender) -> Result<Self> {
+    pub(crate) fn new(name: &str, contender: Contender) -> Result<Self> {
         let mut mesh = Mesh::underlay(name)?;
         let hosts = [mesh.lab.host("node1")?, mesh.lab.host("node2")?];
         let link = mesh.lab.connect(

@@ -11,7 +11,7 @@ impl Sum {
     /// Adds bytes, the first of which stands at an even place of what is summed up. An odd last one
     /// counts as if a zero followed.
     #[inline]
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn plus(self, bytes: &[u8]) -> Self {
         // Words in the machine's own order: the sum comes out in that order too, whatever it is.
         let mut lanes = [0u64; STEP / 4];
         let mut steps = bytes.chunks_exact(STEP);
@@ -33,14 +33,14 @@ impl Sum {
 
     /// Adds a number of 16 bits.
     #[inline]
-    pub fn add_u16(self, number: u16) -> Self {
+    pub fn plus_u16(self, number: u16) -> Self {
         Self(add(self.0, number.to_be().into()))
     }
 
     /// Takes a number of 16 bits away that was added before.
     #[inline]
-    pub fn sub_u16(self, number: u16) -> Self {
-        self.add_u16(!number)
+    pub fn minus_u16(self, number: u16) -> Self {
+        self.plus_u16(!number)
     }
 
     /// Returns the sum in 16 bits.
@@ -96,7 +96,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_sum_is_the_naive_one_for_every_length(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
-            prop_assert_eq!(Sum::default().add(&bytes).fold(), naive(&bytes));
+            prop_assert_eq!(Sum::default().plus(&bytes).fold(), naive(&bytes));
         }
 
         #[test]
@@ -105,22 +105,22 @@ mod tests {
             at in any::<prop::sample::Index>(),
         ) {
             let (one, other) = bytes.split_at(at.index(bytes.len()) & !1);
-            prop_assert_eq!(Sum::default().add(one).add(other).fold(), naive(&bytes));
+            prop_assert_eq!(Sum::default().plus(one).plus(other).fold(), naive(&bytes));
         }
 
         #[test]
         fn what_is_taken_away_was_never_there(
             bytes in prop::collection::vec(1u8.., 2..100), old: u16, new: u16,
         ) {
-            let sum = Sum::default().add(&bytes);
-            let changed = sum.add_u16(old).sub_u16(old).add_u16(new);
-            prop_assert_eq!(changed.fold() % 0xffff, sum.add_u16(new).fold() % 0xffff);
+            let sum = Sum::default().plus(&bytes);
+            let changed = sum.plus_u16(old).minus_u16(old).plus_u16(new);
+            prop_assert_eq!(changed.fold() % 0xffff, sum.plus_u16(new).fold() % 0xffff);
         }
     }
 
     #[test]
     fn a_sum_of_ones_only_is_no_checksum_of_zero() {
-        let sum = Sum::default().add(&[0xff, 0xff]);
+        let sum = Sum::default().plus(&[0xff, 0xff]);
         assert_eq!(sum.checksum(), 0);
         assert_eq!(sum.nonzero_checksum(), 0xffff);
     }

@@ -137,15 +137,15 @@ impl Cut {
                 let place = (usize::from(partial.start), usize::from(partial.offset));
                 (place == (transport, checksum_at)).then_some(())?;
                 // Over the addresses that the packet has at its end, whatever routing headers say.
-                let sum = Sum::default().add_u16(get_u16(header, checksum_at));
-                sum.sub_u16(transport_len)
+                let sum = Sum::default().plus_u16(get_u16(header, checksum_at));
+                sum.minus_u16(transport_len)
             }
             None => {
                 let addresses = match frame[0] >> 4 {
                     4 => &frame[12..20],
                     _ => &frame[8..40],
                 };
-                Sum::default().add(addresses).add_u16(protocol.into())
+                Sum::default().plus(addresses).plus_u16(protocol.into())
             }
         };
         Some(Self {
@@ -170,13 +170,13 @@ impl Cut {
                 put_u16(ip, 4, id.wrapping_add(1));
             }
             put_u16(ip, 10, 0);
-            let checksum = Sum::default().add(ip).checksum();
+            let checksum = Sum::default().plus(ip).checksum();
             put_u16(ip, 10, checksum);
         } else {
             put_u16(ip, 4, (len - IPV6_HEADER) as u16);
         }
         let transport_len = transport.len() as u16;
-        let sum = self.pseudo.add_u16(transport_len);
+        let sum = self.pseudo.plus_u16(transport_len);
         if self.is_tcp {
             if !first {
                 let sequence = get_u32(transport, 4);
@@ -191,12 +191,12 @@ impl Cut {
             }
             transport[TCP_FLAGS] = flags;
             put_u16(transport, TCP_CHECKSUM, 0);
-            let checksum = sum.add(transport).checksum();
+            let checksum = sum.plus(transport).checksum();
             put_u16(transport, TCP_CHECKSUM, checksum);
         } else {
             put_u16(transport, 4, transport_len);
             put_u16(transport, UDP_CHECKSUM, 0);
-            let checksum = sum.add(transport).nonzero_checksum();
+            let checksum = sum.plus(transport).nonzero_checksum();
             put_u16(transport, UDP_CHECKSUM, checksum);
         }
     }
@@ -208,7 +208,7 @@ fn complete_checksum(packet: &mut [u8], partial: PartialChecksum) -> Option<()> 
     let summed = packet.get_mut(partial.start.into()..)?;
     let field = usize::from(partial.offset);
     // The field holds the sum of the pseudo-header, and is summed up with the rest.
-    let checksum = Sum::default().add(summed).nonzero_checksum();
+    let checksum = Sum::default().plus(summed).nonzero_checksum();
     let field = summed.get_mut(field..)?.first_chunk_mut::<2>()?;
     *field = checksum.to_be_bytes();
     Some(())

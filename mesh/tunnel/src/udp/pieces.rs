@@ -155,8 +155,8 @@ fn udp_datagram(
     whole.extend(length.to_be_bytes());
     whole.extend([0, 0]);
     whole.extend(data);
-    let sum = Sum::default().add(&from.octets()).add(&to.ip().octets());
-    let sum = sum.add_u16(length).add_u16(UDP.into()).add(&whole);
+    let sum = Sum::default().plus(&from.octets()).plus(&to.ip().octets());
+    let sum = sum.plus_u16(length).plus_u16(UDP.into()).plus(&whole);
     let checksum = sum.nonzero_checksum();
     whole[6..8].copy_from_slice(&checksum.to_be_bytes());
     Ok(whole)

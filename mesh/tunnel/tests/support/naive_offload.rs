@@ -217,7 +217,7 @@ impl Packet {
                 bytes.extend(sequence.to_be_bytes());
                 bytes.extend(ack.to_be_bytes());
                 let header_len = 20 + options.len();
-                bytes.extend([(header_len / 4 << 4) as u8 | reserved & 0xf, *flags]);
+                bytes.extend([((header_len / 4) << 4) as u8 | reserved & 0xf, *flags]);
                 bytes.extend(window.to_be_bytes());
                 bytes.extend([0, 0]);
                 bytes.extend(urgent.to_be_bytes());

@@ -4,7 +4,7 @@
 
 use warren_tunnel::offload::{Coalescer, Offload, Segments};
 
-use super::naive::{self, ACK, CWR, Ip, Packet, Transport};
+use super::naive::{self, CWR, Ip, Packet, Transport};
 
 /// The packets that are made of a super-packet.
 pub fn segments(bytes: &[u8], offload: Offload) -> Option<Vec<Vec<u8>>> {

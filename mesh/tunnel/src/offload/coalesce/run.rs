@@ -78,7 +78,7 @@ impl Flow {
         let protocol = if v4 {
             let header: &[u8; IPV4_HEADER] = packet.first_chunk().ok_or(any)?;
             // A bad checksum would become a good one.
-            let is_good = Sum::default().add(header).checksum() == 0;
+            let is_good = Sum::default().plus(header).checksum() == 0;
             if header[0] != 0x45 || get_u16(header, 6) & FRAGMENT != 0 || !is_good {
                 return Err(any);
             }
@@ -276,12 +276,12 @@ impl Run {
         if kind.is_v4() {
             put_u16(head, 2, self.len as u16);
             put_u16(head, 10, 0);
-            let checksum = Sum::default().add(&head[..IPV4_HEADER]).checksum();
+            let checksum = Sum::default().plus(&head[..IPV4_HEADER]).checksum();
             put_u16(head, 10, checksum);
         } else {
             put_u16(head, 4, transport_len);
         }
-        let addresses = Sum::default().add(&head[kind.addresses()..start]);
+        let addresses = Sum::default().plus(&head[kind.addresses()..start]);
         let transport = &mut head[start..];
         let (split, protocol, offset, ecn) = if kind.is_tcp() {
             transport[TCP_FLAGS] |= self.end_flags;
@@ -294,7 +294,7 @@ impl Run {
             put_u16(transport, 4, transport_len);
             (SplitKind::Udp, UDP, UDP_CHECKSUM, false)
         };
-        let pseudo = addresses.add_u16(protocol.into()).add_u16(transport_len);
+        let pseudo = addresses.plus_u16(protocol.into()).plus_u16(transport_len);
         put_u16(transport, offset, pseudo.fold());
         let offload = Offload {
             checksum: Some(PartialChecksum {
