@@ -143,7 +143,8 @@ impl Load {
     }
 
     fn cpu_seconds(&self) -> f64 {
-        self.cpu.iter().sum()
+        // A sum of nothing is -0 for floats.
+        self.cpu.iter().fold(0.0, |sum, seconds| sum + seconds)
     }
 }
 

@@ -223,7 +223,7 @@ impl fmt::Display for Report {
             write!(f, "{contender:>15}")?;
         }
         writeln!(f, "{:>8}{:>7}{:>7}", "ratio", "aim", "least")?;
-        let mut short = Vec::new();
+        let (mut short, mut open) = (Vec::new(), 0);
         for line in &LINES {
             write!(f, "{:<38}", line.name)?;
             for contender in &self.contenders {
@@ -240,8 +240,10 @@ impl fmt::Display for Report {
                 line.aim,
                 line.least
             )?;
-            if reached == "short" {
-                short.push(line.name);
+            match reached {
+                "short" => short.push(line.name),
+                "-" => open += 1,
+                _ => {}
             }
         }
         for Absolute {
@@ -261,8 +263,11 @@ impl fmt::Display for Report {
                 short.push(name);
             }
         }
+        if open > 0 {
+            writeln!(f, "\nnot compared, for somebody was left out: {open} lines")?;
+        }
         match short.len() {
-            0 => write!(f, "\nno line falls short"),
+            0 => write!(f, "\nnone that was compared falls short"),
             _ => write!(f, "\nshort of the least: {}", short.join("; ")),
         }
     }

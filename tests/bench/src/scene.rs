@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use warren_e2e::{Mesh, MeshPod, Node};
 use warren_lab::{Host, Link, Proc, poll_until};
 
@@ -66,8 +66,20 @@ impl Scene {
         let ping = ["ping", "-c1", "-W1", &scene.b.v4];
         poll_until(UP_LIMIT, "a ping between the pods", || {
             scene.a.pod.try_run(&ping).is_ok_and(|ping| ping.success())
-        })?;
+        })
+        .with_context(|| scene.describe())?;
         Ok(scene)
+    }
+
+    /// What each node has, for messages.
+    fn describe(&self) -> String {
+        let show = "wg show; ip -4 address; ip -4 rule; ip -4 route show table all | grep -v local";
+        let nodes = self.mesh.nodes.iter();
+        let texts = nodes.map(|node| match node.host.sh(show) {
+            Ok(output) => format!("--- {}\n{}", node.name(), output.stdout),
+            Err(error) => format!("--- {}: {error}", node.name()),
+        });
+        texts.collect::<Vec<_>>().join("\n")
     }
 
     /// The agents end for this one too, so that their work is nobody's.
@@ -160,8 +172,9 @@ impl Settings {
             private_key: std::fs::read_to_string(node.state_dir().join("private.key"))?,
             public_key: run("wg show warren0 public-key")?.trim().to_owned(),
             addresses: addresses.collect(),
+            // Those of the pods name the address of `warren0` as their source, and go with it.
             routes: lines(run(
-                "ip -4 route show table all type unicast dev warren0 | sed 's/^/dev warren0 /'",
+                "ip -4 route show table all type unicast | grep -E ' dev (warren0|wrn)'",
             )?),
         })
     }
@@ -185,11 +198,7 @@ impl Settings {
             host.sh(&format!("ip address add {address} dev warren0"))?;
         }
         for route in &self.routes {
-            // As `ip` prints it: the prefix comes before the device.
-            let words = route.strip_prefix("dev warren0 ");
-            let words = words.ok_or_else(|| anyhow!("no route: {route}"))?;
-            let (prefix, rest) = words.split_once(' ').unwrap_or((words, ""));
-            host.sh(&format!("ip route replace {prefix} dev warren0 {rest}"))?;
+            host.sh(&format!("ip route replace {route}"))?;
         }
         Ok(())
     }
