@@ -13,7 +13,7 @@ RELEASE_FLAGS := -C target-feature=+crt-static --remap-path-prefix=$(or $(CARGO_
 # A subcommand of cargo, for a release; its arguments follow.
 release = RUSTFLAGS="$(RELEASE_FLAGS)" $(CARGO) $(1) --release --target $(HOST)
 
-.PHONY: help deps build-deps build image image-twice test-image test demo bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-hostile sim fuzz soak lint lint-deploy doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build image image-twice test-image test demo bench bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-hostile sim fuzz soak lint lint-deploy doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(call release,build) $(PROGRAMS) -p warren-lab -p warren-demo
 	$(RELEASE)/warren-demo $(if $(KEEP),--keep)
 
+bench: deps ## pod to pod beside wireguard-go, boringtun-cli and a plain veth; ROUNDS=5, SECONDS=3 a figure, JSON=file
+	tests/interop/prepare
+	$(call release,build) $(PROGRAMS) -p warren-lab -p warren-bench
+	$(RELEASE)/warren-bench --rounds $(or $(ROUNDS),5) --seconds $(or $(SECONDS),3) $(if $(JSON),--json $(JSON))
+
 bench-cni: deps ## ADD and DEL of warren-cni beside ptp + host-local, alone and 32 at once
 	$(call release,build) -p warren-cni -p warren-storm
 	$(RELEASE)/warren-bench-cni $(RELEASE)/warren-cni $(or $(CNI_PLUGINS),/usr/lib/cni)
@@ -53,9 +58,6 @@ bench-cold-start: deps ## how soon a thousand peers are up after a start
 	$(call release,test) -p warren-hostile --test cold_start -- --ignored --nocapture
 
 bench-reconcile: deps ## what a reconcile costs among WARREN_PEERS=1000 peers, at rest, and what a join does
-	$(CARGO) build --release $(PROGRAMS) -p warren-lab
-	$(CARGO) test --release -p warren-e2e --test scale -- --ignored --nocapture
-bench-reconcile: deps ## what a reconcile costs among a thousand peers, at rest and after a join
 	$(call release,build) $(PROGRAMS) -p warren-lab
 	$(call release,test) -p warren-e2e --test scale -- --ignored --nocapture
 

@@ -54,7 +54,10 @@ impl Source {
             device: fresh.as_ref().or(snapshot.device.as_ref()),
             report: &report,
         };
-        let status = status::build(&self.config, &snapshot, &tunnel, SystemTime::now());
+        let mut status = status::build(&self.config, &snapshot, &tunnel, SystemTime::now());
+        if let Some(offload) = report.offload.as_deref().filter(|_| status.tunnel.ok) {
+            status.tunnel.detail += &format!(", offload {offload}");
+        }
         Some((status, report))
     }
 }

@@ -22,6 +22,8 @@ const MAX_VERSION: usize = 40;
 const KEY_WRITTEN_KEY: &str = "key_written_seconds";
 /// The key of the counter of datagrams in fragments.
 const FRAGMENTED_KEY: &str = "udp_tx_fragmented";
+/// The key of the offloads in use.
+const OFFLOAD_KEY: &str = "offload";
 /// The key of the lines about peers.
 const PEER_KEY: &str = "peer";
 /// The most reasons that become metrics.
@@ -42,6 +44,8 @@ pub struct TunnelReport {
     pub drops: BTreeMap<String, u64>,
     /// Datagrams that it made too large to arrive in one piece.
     pub fragmented: u64,
+    /// The kernel's offloads that it uses, as it names them.
+    pub offload: Option<String>,
     /// The way to each peer of which there is something to tell.
     pub paths: BTreeMap<PublicKey, PeerPath>,
 }
@@ -75,6 +79,8 @@ impl TunnelReport {
                 report.version = Some(value.trim().chars().take(MAX_VERSION).collect());
             } else if key == KEY_WRITTEN_KEY {
                 report.key_written = value.trim().parse().ok().map(Duration::from_secs);
+            } else if key == OFFLOAD_KEY {
+                report.offload = Some(value.trim().to_owned());
             } else if key == FRAGMENTED_KEY {
                 report.fragmented = value.trim().parse().unwrap_or_default();
             } else if let Some(reason) = key.strip_prefix(DROP_PREFIX)
@@ -103,12 +109,15 @@ mod tests {
     }
 
     #[test]
-    fn drop_counters_and_fragments_become_metrics() {
-        let text = "version=1\nudp_tx_fragmented=5\ndrop_no_route=3\ndrop_replayed=0\ndrop_odd=x\nnonsense\n";
+    fn drop_counters_and_fragments_become_metrics_and_offloads_are_read() {
+        let text = "version=1\noffload=tso,uso\nudp_tx_fragmented=5\ndrop_no_route=3\ndrop_replayed=0\ndrop_odd=x\nnonsense\n";
         let TunnelReport {
-            drops, fragmented, ..
+            drops,
+            fragmented,
+            offload,
+            ..
         } = TunnelReport::parse(text);
-        assert_eq!(fragmented, 5);
+        assert_eq!((fragmented, offload.as_deref()), (5, Some("tso,uso")));
         assert_eq!(
             drops.into_iter().collect::<Vec<_>>(),
             [("no_route".to_owned(), 3), ("replayed".to_owned(), 0),]

@@ -727,6 +727,7 @@ fn tunnel(device: Option<&DeviceState>) -> TunnelView<'_> {
         version: None,
         key_written: None,
         drops: BTreeMap::new(),
+        offload: None,
         fragmented: 0,
         paths: BTreeMap::new(),
     };

@@ -182,17 +182,23 @@ fn make_shard(
         .listen_port
         .or(saved.listen_port)
         .unwrap_or(consts::DEFAULT_PORT);
-    let udp = Udp::bind(port, saved.fwmark.unwrap_or(0))?;
+    let udp = Udp::bind(port, saved.fwmark.unwrap_or(0), options.offloads())?;
     // A node that has just booted has no filter yet, and what peers send to its pods of the last boot
     // would be routed on in clear. Whoever gives a device for saved peers its addresses brings it up;
     // the agent does so behind the filter.
     let bring_up = engine.peer_count() == 0;
-    let tun = Tun::open(&options.interface, NEW_TUN_MTU, bring_up)?;
+    let tun = Tun::open(
+        &options.interface,
+        NEW_TUN_MTU,
+        bring_up,
+        options.offloads(),
+    )?;
     tracing::info!(
         interface = options.interface,
         listen_port = udp.port(),
         public_key = engine.public_key().map(tracing::field::display),
         peers = engine.peer_count(),
+        offload = %tun.offloads().with_sockets(udp.offloads()),
         "the tunnel is up",
     );
     let (told, changed) = mpsc::sync_channel(1);

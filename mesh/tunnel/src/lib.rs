@@ -20,6 +20,7 @@ mod inner;
 mod key_pairs;
 pub mod lock;
 mod message;
+pub mod offload;
 pub mod options;
 mod outbox;
 mod outcome;

@@ -64,6 +64,12 @@ pub(crate) fn counter(data: &[u8]) -> u64 {
     }
 }
 
+/// Whether an outgoing message is data.
+#[inline]
+pub(crate) fn is_data(message: &[u8]) -> bool {
+    message.first() == Some(&4)
+}
+
 /// Whether an outgoing message is an initiation.
 pub(crate) fn is_initiation(message: &[u8]) -> bool {
     message.first() == Some(&1)

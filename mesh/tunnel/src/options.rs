@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use warren_core::consts;
 
+use crate::offload::Offloads;
+
 /// The userspace WireGuard data plane of Warren. Configure it with `wg`, or let warren-agent do so.
 ///
 /// Without INTERFACE it is the daemon of a Warren node: in the foreground, with a key and peers
@@ -68,6 +70,22 @@ pub struct Options {
     #[arg(long, env = "WARREN_EPHEMERAL", conflicts_with = "key_file")]
     pub ephemeral: bool,
 
+    /// Do without super-packets at the TUN (IFF_VNET_HDR): a call for each packet.
+    #[arg(long, env = "WARREN_NO_TSO")]
+    pub no_tso: bool,
+
+    /// Do without super-packets of UDP at the TUN; those of TCP stay.
+    #[arg(long, env = "WARREN_NO_USO")]
+    pub no_uso: bool,
+
+    /// Do without trains of datagrams to the network (UDP_SEGMENT).
+    #[arg(long, env = "WARREN_NO_UDP_SEGMENT")]
+    pub no_udp_segment: bool,
+
+    /// Do without trains of datagrams from the network (UDP_GRO).
+    #[arg(long, env = "WARREN_NO_UDP_GRO")]
+    pub no_udp_gro: bool,
+
     /// How the log looks on stderr.
     #[arg(long, env = "WARREN_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -81,7 +99,7 @@ pub struct Options {
 const AFTER_HELP: &str = "\
 Environment, with INTERFACE only, as of wireguard-go:
   WG_PROCESS_FOREGROUND=1  stay in the foreground
-  WG_TUN_FD=N              use this open TUN device (IFF_TUN and IFF_NO_PI, no IFF_VNET_HDR)
+  WG_TUN_FD=N              use this open TUN device (IFF_TUN and IFF_NO_PI)
   WG_UAPI_FD=N             use this listening Unix socket
   LOG_LEVEL                verbose, debug, error or silent; with one of the first three a process
                            in the background keeps its standard output and error";
@@ -101,6 +119,16 @@ impl Options {
         self.key_file
             .clone()
             .unwrap_or_else(|| self.state_dir.join("private.key"))
+    }
+
+    /// The offloads that may be used; those of them are that the kernel has.
+    pub fn offloads(&self) -> Offloads {
+        Offloads {
+            tso: !self.no_tso,
+            uso: !self.no_uso,
+            udp_segment: !self.no_udp_segment,
+            udp_gro: !self.no_udp_gro,
+        }
     }
 
     /// What is logged. `level` is the value of `LOG_LEVEL`, which counts as in wireguard-go: only

@@ -5,8 +5,12 @@ use std::ops::Range;
 
 use crate::source::Endpoint;
 
-/// What an arena starts with and shrinks back to: more than one round of 64 packets of 1,500 bytes.
-const ARENA_BYTES: usize = 256 * 1024;
+/// What an arena starts with and shrinks back to: what is sent on at the latest, and what one more
+/// super-packet of 64 KB becomes.
+const ARENA_BYTES: usize = 384 * 1024;
+/// From so many bytes on the outbox wants to be emptied: what is in it shall still be in the
+/// processor's cache then.
+const FULL_BYTES: usize = 192 * 1024;
 /// An arena that a burst made larger than this is given back.
 const ARENA_KEPT_BYTES: usize = 4 * ARENA_BYTES;
 
@@ -15,6 +19,8 @@ const ARENA_KEPT_BYTES: usize = 4 * ARENA_BYTES;
 pub struct Way {
     /// Where to, and from which address of ours.
     pub endpoint: Endpoint,
+    /// Whether it arrives in one piece, by all that is known.
+    pub fits: bool,
     /// Whether it is to leave in pieces that every IPv6 path takes: it is known not to arrive in
     /// one, and the kernel is not.
     pub in_pieces: bool,
@@ -24,6 +30,7 @@ impl From<Endpoint> for Way {
     fn from(endpoint: Endpoint) -> Self {
         Self {
             endpoint,
+            fits: true,
             in_pieces: false,
         }
     }
@@ -67,6 +74,12 @@ impl Outbox {
     /// Tells whether there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.datagrams.items.is_empty() && self.packets.items.is_empty()
+    }
+
+    /// Tells whether so much is in it that it is to be emptied before the next input.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.datagrams.used >= FULL_BYTES || self.packets.used >= FULL_BYTES
     }
 
     /// Forgets everything, and keeps the memory for the next round.
@@ -123,6 +136,39 @@ impl<T> Arena<T> {
             .map(|(meta, range)| (meta, &self.bytes[range.clone()]))
     }
 
+    /// The number of messages.
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// The message of that number, counted from 0.
+    #[inline]
+    pub(crate) fn get(&self, number: usize) -> &[u8] {
+        &self.bytes[self.items[number].1.clone()]
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, number: usize) -> &mut [u8] {
+        &mut self.bytes[self.items[number].1.clone()]
+    }
+
+    /// The bytes of these messages; those that lie back to back are one slice.
+    pub(crate) fn joined(
+        &self,
+        numbers: impl Iterator<Item = usize>,
+    ) -> impl Iterator<Item = &[u8]> {
+        let mut ranges = numbers
+            .map(|number| self.items[number].1.clone())
+            .peekable();
+        std::iter::from_fn(move || {
+            let mut joined = ranges.next()?;
+            while let Some(next) = ranges.next_if(|next| next.start == joined.end) {
+                joined.end = next.end;
+            }
+            Some(&self.bytes[joined])
+        })
+    }
+
     fn clear(&mut self) {
         self.used = 0;
         self.items.clear();
@@ -150,6 +196,35 @@ mod tests {
         assert_eq!(bytes, [b"one", b"two"]);
         outbox.clear();
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn neighbours_are_joined_and_others_are_not() {
+        let mut outbox = Outbox::new();
+        for byte in 0..5 {
+            outbox.packets.room(4).fill(byte);
+            outbox.packets.commit(2, ());
+        }
+        let joined = |numbers: &[usize]| {
+            let joined = outbox.packets.joined(numbers.iter().copied());
+            joined.map(<[u8]>::to_vec).collect::<Vec<_>>()
+        };
+        assert_eq!(joined(&[0, 1, 3]), [&[0, 0, 1, 1][..], &[3, 3]]);
+        assert_eq!(joined(&[4, 2]), [[4, 4], [2, 2]]);
+        assert!(joined(&[]).is_empty());
+    }
+
+    #[test]
+    fn it_is_full_before_it_has_to_grow() {
+        let mut outbox = Outbox::new();
+        while !outbox.is_full() {
+            outbox.datagrams.room(1500);
+            outbox.datagrams.commit(
+                1500,
+                Endpoint::from(SocketAddr::from(([192, 0, 2, 1], 1))).into(),
+            );
+        }
+        assert_eq!(outbox.datagrams.bytes.len(), ARENA_BYTES);
     }
 
     #[test]

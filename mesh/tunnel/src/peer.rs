@@ -117,6 +117,7 @@ impl OnePiece {
         let in_pieces = self.tell_kernel && !fits;
         let way = Way {
             endpoint,
+            fits,
             in_pieces,
         };
         ctx.out.datagrams.commit(len, way);

@@ -2,12 +2,14 @@
 //! and takes each packet from one end to the other before it takes the next batch.
 //!
 //! ```text
-//! TUN   --read x 64-->  engine (seal) --> outbox --sendmmsg--> UDP
-//! UDP   --recvmmsg--->  engine (open) --> outbox --write-----> TUN
+//! TUN   --read x 64-->  engine (split, seal) --> outbox --trains--> sendmmsg --> UDP
+//! UDP   --recvmmsg--->  engine (open) ---------> outbox --frames--> write -----> TUN
 //! UDP, handshakes ----> engine, after the data of the same round; under load in their share of time
 //! time  ------------->  engine (timers) -> outbox
 //! other threads: channel + eventfd
 //! ```
+
+mod status;
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,20 +18,23 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use warren_core::peer_path::PeerPath;
 use warren_core::uapi::{SetRequest, errno};
-use warren_keyring::PublicKey;
 
 use crate::control::{Command, Control};
-use crate::engine::{ApplyError, Counters, Engine, MAX_PACKET};
+use crate::engine::{ApplyError, Engine};
+use crate::offload::Offloads;
 use crate::outbox::Outbox;
 use crate::route::{RouteWatch, outgoing_link};
 use crate::share::Share;
 use crate::source::Source;
 use crate::steer::Deal;
 use crate::time::Now;
-use crate::tun::{Tun, TunError};
-use crate::udp::{BATCH, Lane, ReceiveArena, Udp, UdpBook, UdpCounters, UdpError, path_mtu, send};
+use crate::tun::{FRAME_ROOM, Tun, TunError, TunWriter};
+use crate::udp::{
+    BATCH, Lane, ReceiveArena, Sender, Udp, UdpBook, UdpCounters, UdpError, path_mtu,
+};
+
+pub use status::{FrameCounters, ShardStatus};
 
 /// The MTU of a new TUN device in bytes, until the agent sets the underlay's.
 pub const NEW_TUN_MTU: u32 = 1420;
@@ -56,31 +61,6 @@ impl SetError {
             Self::Apply(ApplyError::TooManyPeers { .. }) => errno::EINVAL,
         }
     }
-}
-
-/// A picture of the shard, for the status socket.
-#[derive(Clone, Debug)]
-pub struct ShardStatus {
-    /// The device's public key.
-    pub public_key: Option<PublicKey>,
-    /// The UDP port.
-    pub listen_port: u16,
-    /// The number of peers.
-    pub peers: usize,
-    /// The TUN's MTU in bytes; `None` while there is no TUN.
-    pub mtu_bytes: Option<u32>,
-    /// Bytes of packets that wait for handshakes.
-    pub waiting_bytes: usize,
-    /// What a handshake would be stamped with now, as time since the Unix epoch.
-    pub newest_stamp: Duration,
-    /// What the engine counted.
-    pub counters: Counters,
-    /// What the sockets counted.
-    pub udp: UdpCounters,
-    /// Packets that the TUN did not take, and failed reads of it.
-    pub tun_errors: u64,
-    /// The way to each peer of which there is something to tell.
-    pub peer_paths: Vec<PeerPath>,
 }
 
 /// What a shard is made of.
@@ -122,11 +102,16 @@ pub struct Shard {
     commands: Receiver<Command>,
     out: Outbox,
     received: ReceiveArena,
-    packet: Box<[u8]>,
+    /// How many messages of data are received at once.
+    data_batch: usize,
+    frame: Box<[u8]>,
+    sender: Sender,
     udp_book: UdpBook,
+    tun_writer: TunWriter,
+    frames: FrameCounters,
     /// What sockets that are closed since have lost, data and handshakes.
     closed_overflows: (u64, u64),
-    tun_errors: u64,
+    tun_read_errors: u64,
 }
 
 /// What an event of epoll is about, in the order of their turns; the sockets for data count on from
@@ -136,6 +121,10 @@ const CONTROL: u64 = 1;
 const ROUTES: u64 = 2;
 const UDP: u64 = 3;
 const HANDSHAKES: u64 = u64::MAX;
+/// From so many bytes on, one receive was too much for one turn: half a millisecond of decryption.
+const TURN_BYTES: usize = 512 << 10;
+/// The fewest messages of data that are received at once.
+const LEAST_BATCH: usize = 8;
 /// The most handshakes that are taken from one socket before it is another one's turn.
 const HANDSHAKE_BATCH: usize = 32;
 /// The most sockets for handshakes that are told to be readable at once: more than there are.
@@ -184,10 +173,14 @@ impl Shard {
             commands,
             out: Outbox::new(),
             received: ReceiveArena::new(),
-            packet: vec![0; MAX_PACKET + 1].into(),
+            data_batch: BATCH,
+            frame: vec![0; FRAME_ROOM].into(),
+            sender: Sender::default(),
             udp_book: UdpBook::default(),
+            tun_writer: TunWriter::new(),
+            frames: FrameCounters::default(),
             closed_overflows: (0, 0),
-            tun_errors: 0,
+            tun_read_errors: 0,
         })
     }
 
@@ -244,11 +237,16 @@ impl Shard {
     fn read_tun(&mut self, now: Now) {
         for _ in 0..BATCH {
             let Some(tun) = &mut self.tun else { break };
-            match tun.read(&mut self.packet) {
-                Ok(len) => {
+            match tun.read(&mut self.frame) {
+                Ok(frame) => {
                     self.share.note_data();
+                    self.frames.tun_rx += 1;
                     self.engine
-                        .handle_tun_packet(now, &self.packet[..len], &mut self.out);
+                        .handle_tun_frame(now, frame.packet, frame.offload, &mut self.out);
+                    // It is the others' turn after that.
+                    if self.out.is_full() {
+                        break;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -266,9 +264,15 @@ impl Shard {
         let Some(socket) = self.udp.lanes(Lane::Data).nth(socket) else {
             return;
         };
-        match self.received.receive(socket, BATCH) {
+        match self.received.receive(socket, self.data_batch) {
             Ok(count) => {
                 self.share.note_data();
+                // Of trains a few at once, or it is the TUN's turn too late; of datagrams many.
+                self.data_batch = match self.received.bytes(count) {
+                    TURN_BYTES.. => (self.data_batch / 2).max(LEAST_BATCH),
+                    _ if count == self.data_batch => (self.data_batch * 2).min(BATCH),
+                    _ => self.data_batch,
+                };
                 self.handle_received(now, count);
             }
             Err(error) => self.note_receive_error(&error),
@@ -345,10 +349,16 @@ impl Shard {
     }
 
     fn handle_received(&mut self, now: Now, count: usize) {
+        self.frames.udp_rx += count as u64;
         for n in 0..count {
-            if let Some((source, datagram)) = self.received.datagram(n) {
-                self.engine
-                    .handle_datagram(now, source, datagram, &mut self.out);
+            if let Some(message) = self.received.message(n) {
+                for datagram in message.datagrams() {
+                    self.engine
+                        .handle_datagram(now, message.from, datagram, &mut self.out);
+                }
+            }
+            if self.out.is_full() {
+                self.flush();
             }
         }
     }
@@ -364,17 +374,12 @@ impl Shard {
     }
 
     fn flush(&mut self) {
-        send(&self.udp, &self.out, &mut self.udp_book);
+        self.sender.send(&self.udp, &self.out, &mut self.udp_book);
         for endpoint in self.udp_book.refused_sources.drain(..) {
             self.engine.handle_source_refused(endpoint);
         }
-        for packet in self.out.packets() {
-            let written = match &mut self.tun {
-                Some(tun) => tun.write(packet),
-                None => Err(io::ErrorKind::NotConnected.into()),
-            };
-            self.tun_errors += u64::from(written.is_err());
-        }
+        self.tun_writer
+            .write(self.tun.as_mut(), &mut self.out.packets);
         self.out.clear();
     }
 
@@ -391,6 +396,7 @@ impl Shard {
             && routes.take_due(now.monotonic)
         {
             self.engine.handle_routes_changed();
+            self.sender.forget_refusals();
         }
         while let Some(query) = self.engine.poll_path_query() {
             if let Some(source) = query.source {
@@ -451,7 +457,7 @@ impl Shard {
         let (old_mark, mark) = (self.udp.mark(), request.fwmark.unwrap_or(self.udp.mark()));
         let rebound = match port == self.udp.port() {
             true => None,
-            false => Some(Udp::bind(port, mark)?),
+            false => Some(Udp::bind(port, mark, self.udp.allowed())?),
         };
         if rebound.is_none() {
             self.udp.set_mark(mark)?;
@@ -493,16 +499,28 @@ impl Shard {
                 handshake_overflows: self.closed_overflows.1 + handshake_overflows,
                 ..self.udp_book.counters
             },
-            tun_errors: self.tun_errors,
+            tun_errors: self.tun_read_errors + self.tun_writer.lost_packets,
+            offloads: self.offloads(),
+            frames: FrameCounters {
+                tun_tx: self.tun_writer.frames,
+                udp_tx: self.udp_book.sent_messages,
+                ..self.frames
+            },
             peer_paths: self.engine.peer_paths(now, |endpoint, path| {
                 path.send_failure = self.udp_book.failures.report(&endpoint, now);
             }),
         }
     }
 
+    /// The offloads in use.
+    fn offloads(&self) -> Offloads {
+        let tun = self.tun.as_ref().map_or(Offloads::NONE, Tun::offloads);
+        tun.with_sockets(self.udp.offloads())
+    }
+
     /// A device that somebody has deleted reads as broken for ever.
     fn lose_tun(&mut self, now: Instant, error: &io::Error) {
-        self.tun_errors += 1;
+        self.tun_read_errors += 1;
         self.tun = None;
         if self.remake_tun {
             tracing::warn!(interface = self.interface, %error, "the TUN device is gone; making it anew");
@@ -513,7 +531,8 @@ impl Shard {
     }
 
     fn reopen_tun(&mut self, now: Instant) {
-        let opened: Result<Tun, TunError> = Tun::open(&self.interface, NEW_TUN_MTU, true);
+        let opened: Result<Tun, TunError> =
+            Tun::open(&self.interface, NEW_TUN_MTU, true, self.udp.allowed());
         match opened {
             Ok(tun) => match watch(&self.epoll, &tun, TUN) {
                 Ok(()) => {

@@ -7,11 +7,13 @@
 //! | `key_written_seconds` | Unix time at which the private key's file was written; left out where the key is of no file, or was changed by UAPI since |
 //! | `mtu_bytes` | the TUN's MTU; left out while there is no TUN |
 //! | `uptime_seconds` | since the start |
-//! | `offload` | `none`, until segmentation offload is there |
+//! | `offload` | the offloads in use, with commas between them: `tso`, `uso`, `udp_segment`, `udp_gro`; or `none` |
 //! | `tun_rx_packets`, `tun_tx_packets` | inner packets read from the TUN, accepted for it |
+//! | `tun_rx_frames`, `tun_tx_frames` | how often the TUN was read, written to: what the kernel counts at the interface, a super-packet once |
 //! | `path_probes` | questions about the path's largest packet, and answers to ours, taken from peers |
 //! | `tun_errors` | packets that the TUN did not take, failed reads |
 //! | `udp_rx_datagrams`, `udp_tx_datagrams` | outer datagrams received, made |
+//! | `udp_rx_messages`, `udp_tx_messages` | as often as the kernel moved them, a train of datagrams counted once |
 //! | `udp_tx_fragmented` | of those made, the ones that do not arrive in one piece and leave, or are forwarded, in fragments |
 //! | `udp_send_errors` | datagrams not sent; of those `udp_send_unreachable`, `udp_send_refused`, `udp_send_too_large`, `udp_send_no_buffers` |
 //! | `udp_receive_errors` | failed receives |
@@ -101,14 +103,18 @@ pub fn render(status: &ShardStatus, fixed: &Fixed, uptime: Duration) -> String {
         line("mtu_bytes", &mtu_bytes);
     }
     line("uptime_seconds", &uptime.as_secs());
-    line("offload", &"none");
+    line("offload", &status.offloads);
     let counters = &status.counters;
     line("tun_rx_packets", &counters.tun_rx_packets);
     line("tun_tx_packets", &counters.tun_tx_packets);
+    line("tun_rx_frames", &status.frames.tun_rx);
+    line("tun_tx_frames", &status.frames.tun_tx);
     line("path_probes", &counters.path_probes);
     line("tun_errors", &status.tun_errors);
     line("udp_rx_datagrams", &counters.udp_rx_datagrams);
     line("udp_tx_datagrams", &counters.udp_tx_datagrams);
+    line("udp_rx_messages", &status.frames.udp_rx);
+    line("udp_tx_messages", &status.frames.udp_tx);
     line("udp_tx_fragmented", &counters.udp_tx_fragmented);
     line("udp_send_errors", &status.udp.send_errors);
     line("udp_send_unreachable", &status.udp.send_unreachable);
@@ -133,6 +139,7 @@ pub fn render(status: &ShardStatus, fixed: &Fixed, uptime: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::offload::Offloads;
     use crate::{Counters, DropReason};
     use warren_core::peer_path::{PeerPath, Unheard};
     use warren_keyring::PrivateKey;
@@ -156,6 +163,8 @@ mod tests {
             counters: Counters::default(),
             udp: Default::default(),
             tun_errors: 0,
+            offloads: Offloads::NONE,
+            frames: Default::default(),
             peer_paths: vec![path.clone()],
         };
         let fixed = Fixed {

@@ -45,15 +45,15 @@ const ENDING: Duration = Duration::from_secs(2);
 /// What could not be had at the start, or why the packet loop ended.
 pub fn run(options: &Options, interface: &str) -> anyhow::Result<()> {
     let tun = match given_descriptor("WG_TUN_FD")? {
-        Some(descriptor) => Tun::from_descriptor(descriptor)?,
-        None => Tun::open_transient(interface, NEW_TUN_MTU)?,
+        Some(descriptor) => Tun::from_descriptor(descriptor, options.offloads())?,
+        None => Tun::open_transient(interface, NEW_TUN_MTU, options.offloads())?,
     };
     let socket = options.uapi_dir.join(format!("{}.sock", tun.name()));
     let (uapi, file) = match given_descriptor("WG_UAPI_FD")? {
         Some(descriptor) => (UnixListener::from(descriptor), SocketFile::of(&socket)?),
         None => listen(&socket)?,
     };
-    let udp = Udp::bind(options.listen_port.unwrap_or(0), 0)?;
+    let udp = Udp::bind(options.listen_port.unwrap_or(0), 0, options.offloads())?;
 
     let foreground =
         options.foreground || env::var("WG_PROCESS_FOREGROUND").is_ok_and(|value| value == "1");
@@ -68,6 +68,7 @@ fn serve(tun: Tun, udp: Udp, uapi: UnixListener, file: SocketFile) -> anyhow::Re
     // Nobody listens to what is worth saving.
     let (changed, _) = mpsc::sync_channel(1);
     let interface = tun.name().to_owned();
+    let offloads = tun.offloads().with_sockets(udp.offloads());
     let shard = Shard::new(ShardParts {
         interface: interface.clone(),
         tun,
@@ -91,7 +92,7 @@ fn serve(tun: Tun, udp: Udp, uapi: UnixListener, file: SocketFile) -> anyhow::Re
             end_process();
         })
         .context("watch the UAPI socket")?;
-    tracing::info!(interface, "the tunnel is up");
+    tracing::info!(interface, offload = %offloads, "the tunnel is up");
 
     let signal = signals.wait().context("wait for signals")?;
     tracing::info!(%signal, "ending");

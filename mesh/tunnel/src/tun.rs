@@ -1,15 +1,24 @@
 //! The TUN device. That of a node is persistent, so that a dead daemon does not take addresses and
 //! routes along, and multi-queue from the first day, because the kernel refuses to add that later.
 //! A transient one is neither: it goes with its process, and a second process cannot open it.
+//!
+//! With offloads each packet comes and goes behind a header (`IFF_VNET_HDR`) that says how it is to
+//! be split and which checksum is still to be computed. Without, packets are bare, and the kernel
+//! splits and computes.
+
+mod writer;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
+use crate::offload::{Offload, Offloads, VIRTIO_HEADER_LEN};
 use crate::sys::check;
+
+pub(crate) use writer::TunWriter;
 
 const DEVICE: &str = "/dev/net/tun";
 
@@ -37,7 +46,7 @@ pub enum TunError {
         source: io::Error,
     },
     /// The descriptor that was given is no TUN device, or not in the mode that we read.
-    #[error("use the given TUN: {0}; give one with IFF_TUN and IFF_NO_PI and without IFF_VNET_HDR")]
+    #[error("use the given TUN: {0}; give one with IFF_TUN and IFF_NO_PI")]
     Given(#[source] io::Error),
     /// The kernel refused to make the device.
     #[error("{operation} TUN {name}: {source}; CAP_NET_ADMIN is needed")]
@@ -56,16 +65,38 @@ pub enum TunError {
 pub struct Tun {
     queue: File,
     name: String,
+    /// A header stands before each packet.
+    framed: bool,
+    offloads: Offloads,
+}
+
+/// The room that a frame is read into: the largest packet and what stands before it.
+pub const FRAME_ROOM: usize = VIRTIO_HEADER_LEN + 65_535 + 1;
+
+/// What was read from the TUN: a packet, or a super-packet.
+#[derive(Debug)]
+pub struct TunFrame<'a> {
+    /// Its bytes.
+    pub packet: &'a mut [u8],
+    /// What is left to be done with it; `None` where the kernel says something that it was not
+    /// asked for.
+    pub offload: Option<Offload>,
 }
 
 impl Tun {
     /// Opens the persistent device of that name, or makes it: with the MTU given, and up where
-    /// `bring_up`. One that is there keeps what it has: MTU, addresses, routes, up or not.
+    /// `bring_up`. One that is there keeps what it has: MTU, addresses, routes, up or not. Of the
+    /// offloads those are used that are allowed and that the kernel has.
     ///
     /// # Errors
     /// [`TunError`], whose message says what to do.
-    pub fn open(name: &str, mtu_bytes: u32, bring_up: bool) -> Result<Self, TunError> {
-        let (tun, existed) = Self::attach(name, libc::IFF_MULTI_QUEUE)?;
+    pub fn open(
+        name: &str,
+        mtu_bytes: u32,
+        bring_up: bool,
+        allowed: Offloads,
+    ) -> Result<Self, TunError> {
+        let (tun, existed) = Self::attach(name, libc::IFF_MULTI_QUEUE, allowed)?;
         if !existed {
             tun.make_lasting()?;
             tun.set_mtu(mtu_bytes)?;
@@ -81,8 +112,8 @@ impl Tun {
     ///
     /// # Errors
     /// [`TunError`], whose message says what to do.
-    pub fn open_transient(name: &str, mtu_bytes: u32) -> Result<Self, TunError> {
-        let (tun, _) = Self::attach(name, 0)?;
+    pub fn open_transient(name: &str, mtu_bytes: u32, allowed: Offloads) -> Result<Self, TunError> {
+        let (tun, _) = Self::attach(name, 0, allowed)?;
         tun.set_mtu(mtu_bytes)?;
         Ok(tun)
     }
@@ -91,28 +122,20 @@ impl Tun {
     ///
     /// # Errors
     /// [`TunError::Given`] when packets could not be read from it as we do.
-    pub fn from_descriptor(descriptor: OwnedFd) -> Result<Self, TunError> {
+    pub fn from_descriptor(descriptor: OwnedFd, allowed: Offloads) -> Result<Self, TunError> {
         let queue = File::from(descriptor);
-        // SAFETY: `ifreq` is plain data, for which all zero is a value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        // SAFETY: TUNGETIFF fills an `ifreq`, which outlives the call.
-        check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) })
-            .map_err(TunError::Given)?;
-        // SAFETY: TUNGETIFF has filled this member of the union.
-        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
-        let mode = libc::IFF_TUN | libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let request = request_of(&queue).map_err(TunError::Given)?;
+        let flags = flags_of(&request);
+        let mode = libc::IFF_TUN | libc::IFF_TAP | libc::IFF_NO_PI;
         if flags & mode != libc::IFF_TUN | libc::IFF_NO_PI {
             return Err(TunError::Given(io::ErrorKind::InvalidInput.into()));
         }
-        let flags = FdFlag::FD_CLOEXEC;
         fcntl(&queue, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-            .and_then(|_| fcntl(&queue, FcntlArg::F_SETFD(flags)))
+            .and_then(|_| fcntl(&queue, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)))
             .map_err(|error| TunError::Given(error.into()))?;
         let name = request.ifr_name.iter().take_while(|byte| **byte != 0);
-        Ok(Self {
-            name: name.map(|byte| char::from(*byte as u8)).collect(),
-            queue,
-        })
+        let name = name.map(|byte| char::from(*byte as u8)).collect();
+        Self::agree(queue, name, allowed).map_err(TunError::Given)
     }
 
     /// Returns the interface's name, as it was when the device was opened.
@@ -121,7 +144,7 @@ impl Tun {
     }
 
     /// Opens a queue of the device, and tells whether the device was there.
-    fn attach(name: &str, extra: libc::c_int) -> Result<(Self, bool), TunError> {
+    fn attach(name: &str, extra: libc::c_int, allowed: Offloads) -> Result<(Self, bool), TunError> {
         let mut request = request_for(name)?;
         let existed = index_of(&mut request).is_some();
         let queue = OpenOptions::new()
@@ -130,7 +153,8 @@ impl Tun {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(DEVICE)
             .map_err(TunError::Open)?;
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI | extra;
+        let header = if allowed.tso { libc::IFF_VNET_HDR } else { 0 };
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | header | extra;
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
         // SAFETY: TUNSETIFF reads and writes an `ifreq`, which outlives the call.
         check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
@@ -145,26 +169,92 @@ impl Tun {
                     source,
                 },
             })?;
-        let name = name.to_owned();
-        Ok((Self { queue, name }, existed))
+        let tun =
+            Self::agree(queue, name.to_owned(), allowed).map_err(|source| TunError::Refused {
+                operation: "set the offloads of",
+                name: name.to_owned(),
+                source,
+            })?;
+        Ok((tun, existed))
     }
 
-    /// Reads one packet.
+    /// Agrees with the kernel on what stands before packets and on what it leaves undone, whatever
+    /// the process before had agreed on.
+    fn agree(queue: File, name: String, allowed: Offloads) -> io::Result<Self> {
+        // Where somebody else has a queue of the device, it is as he wants it.
+        let framed = flags_of(&request_of(&queue)?) & libc::IFF_VNET_HDR != 0;
+        let mut offloads = Offloads::NONE;
+        if framed {
+            let len = VIRTIO_HEADER_LEN as libc::c_int;
+            // SAFETY: TUNSETVNETHDRSZ reads an int, which outlives the call.
+            check(unsafe {
+                libc::ioctl(
+                    queue.as_raw_fd(),
+                    libc::TUNSETVNETHDRSZ as _,
+                    &raw const len,
+                )
+            })?;
+            let tso = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+            let uso = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+            offloads.uso = allowed.tso && allowed.uso && set_offloads(&queue, tso | uso).is_ok();
+            offloads.tso = offloads.uso || allowed.tso && set_offloads(&queue, tso).is_ok();
+        }
+        if !offloads.tso {
+            set_offloads(&queue, 0)?;
+        }
+        Ok(Self {
+            queue,
+            name,
+            framed,
+            offloads,
+        })
+    }
+
+    /// Returns which of the offloads of TUN devices are in use; those of sockets are none here.
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// Reads one frame into the room, of at least [`FRAME_ROOM`] bytes.
     ///
     /// # Errors
     /// `WouldBlock` when there is none; anything else means that the device is down or gone.
     #[inline]
-    pub fn read(&mut self, packet: &mut [u8]) -> io::Result<usize> {
-        self.queue.read(packet)
+    pub fn read<'a>(&mut self, room: &'a mut [u8]) -> io::Result<TunFrame<'a>> {
+        let len = self.queue.read(room)?;
+        let frame = &mut room[..len];
+        if !self.framed {
+            return Ok(TunFrame {
+                packet: frame,
+                offload: Some(Offload::default()),
+            });
+        }
+        match frame.split_first_chunk_mut::<VIRTIO_HEADER_LEN>() {
+            Some((header, packet)) => Ok(TunFrame {
+                offload: Offload::parse(header),
+                packet,
+            }),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 
-    /// Writes one packet.
+    /// Writes one packet, for which nothing is left to be done.
     ///
     /// # Errors
     /// What the kernel says; the packet is then lost and the next one may be tried.
     #[inline]
     pub fn write(&mut self, packet: &[u8]) -> io::Result<()> {
-        self.queue.write(packet).map(drop)
+        if self.framed {
+            let header = Offload::default().to_bytes(0);
+            self.write_parts(&[IoSlice::new(&header), IoSlice::new(packet)])
+        } else {
+            self.queue.write(packet).map(drop)
+        }
+    }
+
+    /// Writes one frame, header first, of its parts.
+    fn write_parts(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        self.queue.write_vectored(parts).map(drop)
     }
 
     /// Reads the interface's index.
@@ -224,6 +314,35 @@ impl AsRawFd for Tun {
     fn as_raw_fd(&self) -> RawFd {
         self.queue.as_raw_fd()
     }
+}
+
+/// Asks what an open device is.
+fn request_of(queue: &File) -> io::Result<libc::ifreq> {
+    // SAFETY: `ifreq` is plain data, for which all zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF fills an `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) })?;
+    Ok(request)
+}
+
+/// The flags of a request that [`request_of`] has made.
+fn flags_of(request: &libc::ifreq) -> libc::c_int {
+    // SAFETY: TUNGETIFF has filled this member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    libc::c_int::from(flags as u16)
+}
+
+/// Says what may be left undone of the packets that are read.
+fn set_offloads(queue: &File, offloads: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes a plain number.
+    check(unsafe {
+        libc::ioctl(
+            queue.as_raw_fd(),
+            libc::TUNSETOFFLOAD as _,
+            libc::c_ulong::from(offloads),
+        )
+    })
+    .map(drop)
 }
 
 fn request_for(name: &str) -> Result<libc::ifreq, TunError> {

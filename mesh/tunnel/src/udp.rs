@@ -1,14 +1,17 @@
-//! The UDP sockets. Datagrams go through them in batches, see `batch.rs`.
+//! The UDP sockets. Datagrams go through them in batches and in trains, see `send.rs` and `receive.rs`.
 //!
 //! Each family has several sockets on the one port: the first is for data messages, the others are for
 //! handshakes of several kinds, see `steer.rs`. So a flood of handshakes never takes the room of data.
 //! Which sources share a socket changes with `Udp::reshuffle`. Where the kernel refuses that,
 //! everything comes to one socket.
 
-mod batch;
+mod control;
 mod pieces;
+mod receive;
+mod send;
 #[cfg(test)]
 mod tests;
+mod trains;
 
 use std::io;
 use std::mem;
@@ -18,9 +21,11 @@ use std::sync::OnceLock;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub(crate) use batch::{BATCH, ReceiveArena, send};
+pub(crate) use receive::{BATCH, ReceiveArena};
+pub(crate) use send::Sender;
 
 use self::pieces::Pieces;
+use crate::offload::Offloads;
 use crate::send_failures::{SendFailures, cause_of};
 use crate::source::ask_for_sources;
 use crate::steer::{self, Deal};
@@ -61,6 +66,8 @@ pub struct UdpBook {
     pub counters: UdpCounters,
     /// The endpoints that the kernel takes no datagrams for.
     pub failures: SendFailures,
+    /// How often the kernel took a datagram, or a train of them.
+    pub sent_messages: u64,
     /// Those that it takes none for from the address that was asked for, since the last look.
     pub(crate) refused_sources: Vec<SocketAddr>,
 }
@@ -100,6 +107,8 @@ pub(crate) enum Lane {
 struct Lanes {
     data: Socket,
     handshakes: Vec<Socket>,
+    /// The kernel hands trains of data over as they came.
+    gro: bool,
 }
 
 /// Sockets for each family that the machine has.
@@ -109,21 +118,23 @@ pub struct Udp {
     v6: Option<Lanes>,
     port: u16,
     mark: u32,
+    allowed: Offloads,
+    segments: bool,
     /// Made when it is first needed; none where the kernel refuses it.
     pieces: OnceLock<Option<Pieces>>,
 }
 
 impl Udp {
     /// Binds both families to one port; 0 lets the kernel choose it. A machine without one family
-    /// gets the other.
+    /// gets the other. Of the offloads those are used that are allowed and that the kernel has.
     ///
     /// # Errors
     /// [`UdpError`]; there are then no sockets, and others are as they were.
-    pub fn bind(port: u16, mark: u32) -> Result<Self, UdpError> {
+    pub fn bind(port: u16, mark: u32, allowed: Offloads) -> Result<Self, UdpError> {
         let failed = |source| UdpError::Bind { port, source };
         let mut last = None;
         for _ in 0..if port == 0 { PORT_TRIES } else { 1 } {
-            match Self::bind_once(port) {
+            match Self::bind_once(port, allowed) {
                 Ok(udp) => return udp.with_mark(mark),
                 Err(source) if source.kind() == io::ErrorKind::AddrInUse => last = Some(source),
                 Err(source) => return Err(failed(source)),
@@ -142,6 +153,21 @@ impl Udp {
     /// Returns the mark of what is sent.
     pub fn mark(&self) -> u32 {
         self.mark
+    }
+
+    /// Returns which offloads may be used.
+    pub(crate) fn allowed(&self) -> Offloads {
+        self.allowed
+    }
+
+    /// Returns which of the offloads of sockets are in use; those of the TUN are none here.
+    pub fn offloads(&self) -> Offloads {
+        let lanes = || self.v4.iter().chain(&self.v6);
+        Offloads {
+            udp_segment: self.segments,
+            udp_gro: lanes().all(|lanes| lanes.gro),
+            ..Offloads::NONE
+        }
     }
 
     /// Marks everything that is sent from now on.
@@ -221,10 +247,11 @@ impl Udp {
         Ok(self)
     }
 
-    fn bind_once(port: u16) -> io::Result<Self> {
+    fn bind_once(port: u16, allowed: Offloads) -> io::Result<Self> {
         let v4 = present(Lanes::open(
             Domain::IPV4,
             SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
+            allowed.udp_gro,
         ))?;
         let port = match &v4 {
             Some(lanes) => local_port(&lanes.data)?,
@@ -233,29 +260,41 @@ impl Udp {
         let v6 = present(Lanes::open(
             Domain::IPV6,
             SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
+            allowed.udp_gro,
         ))?;
         let port = match (&v4, &v6) {
             (None, Some(lanes)) => local_port(&lanes.data)?,
             (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
             _ => port,
         };
-        Ok(Self {
+        let udp = Self {
             v4,
             v6,
             port,
             mark: 0,
+            allowed,
+            segments: false,
             pieces: OnceLock::new(),
-        })
+        };
+        let known = |socket| int_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT).is_ok();
+        let segments = allowed.udp_segment && udp.lanes(Lane::Data).all(known);
+        Ok(Self { segments, ..udp })
     }
 }
 
 impl Lanes {
-    fn open(domain: Domain, address: SocketAddr) -> io::Result<Self> {
-        Self::open_with(domain, address, steer::attach)
+    fn open(domain: Domain, address: SocketAddr, gro: bool) -> io::Result<Self> {
+        Self::open_with(domain, address, gro, steer::attach)
     }
 
-    fn open_with(domain: Domain, address: SocketAddr, attach: Attach) -> io::Result<Self> {
+    fn open_with(
+        domain: Domain,
+        address: SocketAddr,
+        gro: bool,
+        attach: Attach,
+    ) -> io::Result<Self> {
         let data = open(domain, BUFFER_BYTES)?;
+        let gro = gro && set_int_option(&data, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         // Alone and without SO_REUSEPORT: a port that another WireGuard has is refused here.
         data.bind(&address.into())?;
         let handshakes = split_off_handshakes(domain, &data, attach);
@@ -268,7 +307,11 @@ impl Lanes {
                 Vec::new()
             }
         };
-        Ok(Self { data, handshakes })
+        Ok(Self {
+            data,
+            handshakes,
+            gro,
+        })
     }
 }
 
@@ -395,18 +438,31 @@ pub fn path_mtu(endpoint: SocketAddr, mark: u32) -> io::Result<u32> {
 }
 
 impl UdpBook {
-    /// Notes how sending to an endpoint went.
+    /// Notes that the kernel took what was for this endpoint.
+    #[inline]
+    fn note_sent(&mut self, endpoint: &SocketAddr) {
+        self.sent_messages += 1;
+        if !self.failures.is_empty() {
+            self.failures.note_sent(endpoint);
+        }
+    }
+
+    /// Notes that the kernel did not take so many datagrams for this endpoint.
+    fn note_lost(&mut self, endpoint: SocketAddr, error: &io::Error, datagrams: usize) {
+        let code = error.raw_os_error();
+        for _ in 0..datagrams {
+            self.counters.count_send_error(code);
+            if let Some(cause) = cause_of(code) {
+                self.failures.note(endpoint, cause);
+            }
+        }
+    }
+
+    /// Notes how sending a datagram to an endpoint went.
     fn note(&mut self, endpoint: SocketAddr, sent: io::Result<()>) {
         match sent {
-            Ok(()) if self.failures.is_empty() => {}
-            Ok(()) => self.failures.note_sent(&endpoint),
-            Err(error) => {
-                let code = error.raw_os_error();
-                self.counters.count_send_error(code);
-                if let Some(cause) = cause_of(code) {
-                    self.failures.note(endpoint, cause);
-                }
-            }
+            Ok(()) => self.note_sent(&endpoint),
+            Err(error) => self.note_lost(endpoint, &error, 1),
         }
     }
 }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use warren_keyring::PrivateKey;
 use warren_lab::{Host, Lab, LabError, Link, Output, Signal, poll_until, require};
+use warren_tunnel::offload::Offloads;
 use warren_tunnel::tun::Tun;
 
 const TUNNEL: &str = env!("CARGO_BIN_EXE_warren-tunnel");
@@ -219,32 +220,42 @@ fn it_takes_over_open_descriptors_and_stays_in_the_foreground_when_told_to() -> 
     )?;
     by_environment.wait_log("the tunnel is up", PATIENCE)?;
 
-    let sockets = host.dir().join("sockets");
-    fs::create_dir(&sockets).unwrap();
-    let uapi = UnixListener::bind(sockets.join("wg3.sock")).unwrap();
-    let tun = host.in_netns(|| Tun::open_transient("wg3", 1400))?.unwrap();
-    inherit(uapi.as_raw_fd());
-    inherit(tun.as_raw_fd());
-    let given = host.spawn(
-        Command::new(TUNNEL)
-            .args(["-f", "any-name", "--log", "info", "--uapi-dir"])
-            .arg(&sockets)
-            .env("WG_TUN_FD", tun.as_raw_fd().to_string())
-            .env("WG_UAPI_FD", uapi.as_raw_fd().to_string()),
-    )?;
-    drop((tun, uapi));
-    given.wait_log("the tunnel is up", PATIENCE)?;
-    assert!(given.log().contains("wg3"), "{}", given.log());
-    let mut client = Command::new("socat");
-    let socket = format!("UNIX-CONNECT:{}", sockets.join("wg3.sock").display());
-    client.args(["-t5", "-", &socket]);
-    let answer = host.output_with_input(&mut client, b"get=1\n\n", PATIENCE)?;
-    assert!(answer.stdout.ends_with("errno=0\n\n"), "{}", answer.stdout);
-    host.run(&["ip", "link", "delete", "wg3"])?;
-    assert!(given.wait_timeout(PATIENCE)?.success());
+    // Bare packets, or packets behind a header: whatever the giver has chosen.
+    for (name, offloads, in_use) in [
+        ("wg3", Offloads::NONE, "offload=udp_segment,udp_gro"),
+        ("wg4", Offloads::ALL, "offload=tso,"),
+    ] {
+        let sockets = host.dir().join(name);
+        fs::create_dir(&sockets).unwrap();
+        let socket = sockets.join(format!("{name}.sock"));
+        let uapi = UnixListener::bind(&socket).unwrap();
+        let open = || Tun::open_transient(name, 1400, offloads);
+        let tun = host.in_netns(open)?.unwrap();
+        inherit(uapi.as_raw_fd());
+        inherit(tun.as_raw_fd());
+        let given = host.spawn(
+            Command::new(TUNNEL)
+                .args(["-f", "any-name", "--log", "info", "--uapi-dir"])
+                .arg(&sockets)
+                .env("WG_TUN_FD", tun.as_raw_fd().to_string())
+                .env("WG_UAPI_FD", uapi.as_raw_fd().to_string()),
+        )?;
+        drop((tun, uapi));
+        given.wait_log("the tunnel is up", PATIENCE)?;
+        for part in [name, in_use] {
+            assert!(given.log().contains(part), "{part}: {}", given.log());
+        }
+        let mut client = Command::new("socat");
+        let socket = format!("UNIX-CONNECT:{}", socket.display());
+        client.args(["-t5", "-", &socket]);
+        let answer = host.output_with_input(&mut client, b"get=1\n\n", PATIENCE)?;
+        assert!(answer.stdout.ends_with("errno=0\n\n"), "{}", answer.stdout);
+        host.run(&["ip", "link", "delete", name])?;
+        assert!(given.wait_timeout(PATIENCE)?.success());
+    }
 
     let mut wrong = Command::new(TUNNEL);
-    wrong.arg("wg4").env("WG_TUN_FD", "nonsense");
+    wrong.arg("wg5").env("WG_TUN_FD", "nonsense");
     let wrong = host.output(&mut wrong, PATIENCE)?;
     assert!(!wrong.success() && wrong.stderr.contains("WG_TUN_FD=nonsense"));
     for process in [foreground, by_environment] {

@@ -20,6 +20,7 @@ use crate::drops::{DropReason, Drops};
 use crate::inner::InnerHeader;
 use crate::key_pairs::MessageLimits;
 use crate::message::{DATA_OVERHEAD, Message};
+use crate::offload::{Offload, Segments};
 use crate::outbox::Outbox;
 use crate::outcome::OpenedKind;
 use crate::path_notes::DropNotes;
@@ -75,7 +76,7 @@ impl EngineConfig {
 /// What the device has counted since its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Packets read from the TUN.
+    /// Packets read from the TUN, each of those of a super-packet counted.
     pub tun_rx_packets: u64,
     /// Packets accepted from peers, for the TUN.
     pub tun_tx_packets: u64,
@@ -190,6 +191,38 @@ impl Engine {
             return self.counters.drops.count(DropReason::NoRoute);
         };
         self.with_peer(id, now, out, |peer, ctx| peer.send(ctx, packet));
+    }
+
+    /// Takes a super-packet from the TUN, or a packet whose checksum is not computed yet, and sends
+    /// the packets that it is made of; `offload` is `None` where nobody knows what those are.
+    #[inline]
+    pub fn handle_tun_frame(
+        &mut self,
+        now: Now,
+        frame: &mut [u8],
+        offload: Option<Offload>,
+        out: &mut Outbox,
+    ) {
+        if offload == Some(Offload::default()) {
+            return self.handle_tun_packet(now, frame, out);
+        }
+        let header = InnerHeader::parse(frame).filter(|_| frame.len() <= MAX_PACKET);
+        let segments = offload.and_then(|offload| Segments::new(frame, offload));
+        let (Some(header), Some(mut segments)) = (header, segments) else {
+            self.counters.tun_rx_packets += 1;
+            return self.counters.drops.count(DropReason::TunMalformed);
+        };
+        let packets = segments.count() as u64;
+        self.counters.tun_rx_packets += packets;
+        let Some(&id) = self.allowed_ips.lookup(header.destination) else {
+            let drops = &mut self.counters.drops;
+            return drops.count_many(DropReason::NoRoute, packets);
+        };
+        self.with_peer(id, now, out, |peer, ctx| {
+            while let Some(packet) = segments.next_segment() {
+                peer.send(ctx, packet);
+            }
+        });
     }
 
     /// Takes a datagram from the network. What it carries goes to the TUN only if it authenticates

@@ -12,8 +12,10 @@ use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::control::Control;
+use crate::offload::Sum;
 use crate::path_probe::BASE;
-use crate::source::{Control, Endpoint, Source};
+use crate::source::{Endpoint, Source};
 use crate::sys::{attach_program, wait_writable};
 
 const IPV6_HEADER: usize = 40;
@@ -67,10 +69,9 @@ impl Pieces {
         let whole = udp_datagram((from, self.port), &to, datagram)?;
         // Unpredictable, as RFC 7739 wants it: what was sealed ends with its tag.
         let identification = datagram.last_chunk::<4>().copied().unwrap_or_default();
-        let (address, mut control) = (
-            SockAddr::from(SocketAddrV6::new(*to.ip(), 0, 0, to.scope_id())),
-            Control::from_source(source),
-        );
+        let address = SockAddr::from(SocketAddrV6::new(*to.ip(), 0, 0, to.scope_id()));
+        let mut control = Control::EMPTY;
+        control.push_source(source);
         let last = whole.len().div_ceil(PIECE).saturating_sub(1);
         for (n, piece) in whole.chunks(PIECE).enumerate() {
             // In eights of bytes, three bits to the left; the lowest bit says that more follow.
@@ -101,7 +102,7 @@ impl Pieces {
         header.msg_iovlen = 1;
         header.msg_name = address.as_ptr().cast_mut().cast();
         header.msg_namelen = address.len();
-        control.attach(&mut header, false);
+        control.attach(&mut header);
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let mut waited = false;
         loop {
@@ -154,31 +155,11 @@ fn udp_datagram(
     whole.extend(length.to_be_bytes());
     whole.extend([0, 0]);
     whole.extend(data);
-    let pseudo = [from.octets(), to.ip().octets()].concat();
-    let sum = sum(&pseudo) + sum(&whole) + u64::from(length) + u64::from(UDP);
-    // 0 would say that there is none.
-    let checksum = match !fold(sum) {
-        0 => u16::MAX,
-        checksum => checksum,
-    };
+    let sum = Sum::default().plus(&from.octets()).plus(&to.ip().octets());
+    let sum = sum.plus_u16(length).plus_u16(UDP.into()).plus(&whole);
+    let checksum = sum.nonzero_checksum();
     whole[6..8].copy_from_slice(&checksum.to_be_bytes());
     Ok(whole)
-}
-
-fn sum(bytes: &[u8]) -> u64 {
-    let words = bytes.chunks(2).map(|pair| {
-        let low = pair.get(1).copied().unwrap_or_default();
-        u64::from(u16::from_be_bytes([pair[0], low]))
-    });
-    words.sum()
-}
-
-/// The ones' complement sum in 16 bits (RFC 1071).
-fn fold(mut sum: u64) -> u16 {
-    while sum > u64::from(u16::MAX) {
-        sum = (sum & u64::from(u16::MAX)) + (sum >> 16);
-    }
-    sum as u16
 }
 
 /// A raw socket is given a copy of each fragment that arrives: of none.

@@ -3,6 +3,8 @@
 use std::net::UdpSocket;
 
 use super::*;
+use crate::outbox::Outbox;
+use crate::source::Endpoint;
 use crate::steer::Kind;
 
 /// Where a datagram from this address comes out: `None` is the socket for data.
@@ -43,7 +45,7 @@ fn datagram(kind: u8, len: usize, set: Option<usize>) -> Vec<u8> {
 
 fn check_kinds(domain: Domain, address: &str, source: &str) {
     let at = SocketAddr::new(address.parse().unwrap(), 0);
-    let lanes = Lanes::open(domain, at).unwrap();
+    let lanes = Lanes::open(domain, at, true).unwrap();
     assert_eq!(lanes.handshakes.len(), steer::lanes() as usize);
     let kind = |bytes: &[u8]| kind_of(&lanes, source, bytes);
     for len in [32, 33, 148, 1452] {
@@ -87,7 +89,7 @@ fn each_kind_of_message_has_sockets_of_its_own_in_both_families() {
 #[test]
 fn peers_have_sockets_apart_from_strangers_however_many_they_are() {
     let at = "127.0.0.1:0".parse().unwrap();
-    let lanes = Lanes::open(Domain::IPV4, at).unwrap();
+    let lanes = Lanes::open(Domain::IPV4, at, true).unwrap();
     let initiation = datagram(1, 148, None);
     let known = |n: u32| IpAddr::V4(Ipv4Addr::from_bits(0x7f01_0000 + 3 * n));
     for (count, secret) in [
@@ -135,7 +137,7 @@ fn peers_have_sockets_apart_from_strangers_however_many_they_are() {
 #[test]
 fn the_sources_are_spread_over_the_sockets_of_their_kind_and_anew_by_each_secret() {
     let at = "127.0.0.1:0".parse().unwrap();
-    let lanes = Lanes::open(Domain::IPV4, at).unwrap();
+    let lanes = Lanes::open(Domain::IPV4, at, true).unwrap();
     let sources: Vec<String> = (1..60).map(|n| format!("127.0.{n}.1")).collect();
     let dealt = |secret| {
         let deal = Deal {
@@ -160,7 +162,7 @@ fn the_sources_are_spread_over_the_sockets_of_their_kind_and_anew_by_each_secret
 fn where_the_kernel_refuses_everything_comes_to_the_one_socket_and_the_port_is_ours_alone() {
     let at = "127.0.0.1:0".parse().unwrap();
     let refuse: Attach = |_, _, _| Err(io::ErrorKind::Unsupported.into());
-    let lanes = Lanes::open_with(Domain::IPV4, at, refuse).unwrap();
+    let lanes = Lanes::open_with(Domain::IPV4, at, true, refuse).unwrap();
     assert!(lanes.handshakes.is_empty());
     for (kind, len) in [(1, 148), (2, 92), (3, 64), (4, 64), (0, 0)] {
         for n in 1..20 {
@@ -173,4 +175,81 @@ fn where_the_kernel_refuses_everything_comes_to_the_one_socket_and_the_port_is_o
     other.set_reuse_port(true).unwrap();
     let error = other.bind(&port.into()).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+}
+
+/// Sends datagrams of one length as a train by that socket, and receives all of them.
+fn send_train(sender: &mut Sender, data: Socket, receiver: &Socket) -> UdpBook {
+    let mut udp = Udp::bind(0, 0, Offloads::ALL).unwrap();
+    assert!(
+        udp.offloads().udp_segment,
+        "the kernel has it since Linux 4.18"
+    );
+    udp.v4.as_mut().unwrap().data = data;
+    let to = receiver.local_addr().unwrap().as_socket().unwrap();
+    let mut out = Outbox::new();
+    for n in 0..5 {
+        let room = out.datagrams.room(1000);
+        room.fill(n);
+        room[0] = 4;
+        out.datagrams.commit(1000, Endpoint::from(to).into());
+    }
+    let mut book = UdpBook::default();
+    sender.send(&udp, &out, &mut book);
+    receiver
+        .set_read_timeout(Some(std::time::Duration::from_secs(10)))
+        .unwrap();
+    for n in 0..5 {
+        let mut room = [0; 2000];
+        let len = std::io::Read::read(&mut &*receiver, &mut room).unwrap();
+        assert_eq!((len, room[999]), (1000, n));
+    }
+    assert_eq!(book.counters, UdpCounters::default());
+    book
+}
+
+fn bound(protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(protocol))?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    Ok(socket)
+}
+
+#[test]
+fn a_train_that_is_taken_is_one_message() {
+    let data = bound(Protocol::UDP).unwrap();
+    let mut sender = Sender::default();
+    let book = send_train(&mut sender, data, &bound(Protocol::UDP).unwrap());
+    assert_eq!(book.sent_messages, 1);
+}
+
+#[test]
+fn of_a_train_that_is_refused_each_datagram_leaves_alone() {
+    let data = bound(Protocol::UDP).unwrap();
+    // Trains want checksums: EINVAL.
+    set_int_option(&data, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+    let mut sender = Sender::default();
+    let book = send_train(&mut sender, data, &bound(Protocol::UDP).unwrap());
+    assert_eq!(book.sent_messages, 5);
+    assert!(!sender.has_refusals(), "it may have been about this one");
+}
+
+#[test]
+fn a_way_that_takes_no_trains_is_remembered_until_routes_change() {
+    // UDP-Lite, whose checksums no device computes, says EIO as such a way does.
+    let lite = Protocol::from(libc::IPPROTO_UDPLITE);
+    let (data, receiver) = match (bound(lite), bound(lite)) {
+        (Ok(data), Ok(receiver)) => (data, receiver),
+        (Err(error), _) | (_, Err(error)) => {
+            assert!(std::env::var_os("CI").is_none(), "{error}");
+            eprintln!("skipped: {error}; the kernel has no UDP-Lite");
+            return;
+        }
+    };
+    let mut sender = Sender::default();
+    for _ in 0..2 {
+        let book = send_train(&mut sender, data.try_clone().unwrap(), &receiver);
+        assert_eq!(book.sent_messages, 5);
+        assert!(sender.has_refusals());
+    }
+    sender.forget_refusals();
+    assert!(!sender.has_refusals());
 }

@@ -1,0 +1,241 @@
+//! Sending: one system call for many trains of datagrams.
+
+use std::collections::BTreeSet;
+use std::io::{self, IoSlice};
+use std::mem;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+
+use socket2::SockAddr;
+use warren_core::peer_path::SendFailure;
+
+use super::control::Control;
+use super::trains::{Train, Trains};
+use super::{Lanes, Udp, UdpBook};
+use crate::outbox::Outbox;
+use crate::source::Endpoint;
+use crate::sys::{check, wait_writable};
+
+/// The messages of one system call.
+const BATCH: usize = 64;
+/// How long a full send buffer is waited for. The TUN's queue fills up meanwhile, which slows the
+/// senders down; dropping would make them send again.
+const WAIT_WRITABLE_MS: libc::c_int = 10;
+/// The most endpoints that are remembered for taking no trains.
+const MAX_REFUSING: usize = 4096;
+
+/// Sends what is in an outbox.
+#[derive(Debug, Default)]
+pub(crate) struct Sender {
+    trains: Trains,
+    /// Endpoints whose way takes no trains: by a device that computes no checksums.
+    refusing: BTreeSet<SocketAddr>,
+}
+
+impl Sender {
+    /// Sends what is for the network; what cannot be sent is counted and passed over.
+    pub(crate) fn send(&mut self, udp: &Udp, out: &Outbox, book: &mut UdpBook) {
+        let (with_trains, refusing) = (udp.offloads().udp_segment, &self.refusing);
+        self.trains.plan(out.outgoing(), |endpoint| {
+            with_trains && (refusing.is_empty() || !refusing.contains(endpoint))
+        });
+        let mut batch = Batch::new(-1);
+        for train in self.trains.as_slice() {
+            let endpoint = train.way.endpoint;
+            let socket = match endpoint.address {
+                SocketAddr::V4(_) => &udp.v4,
+                SocketAddr::V6(_) => &udp.v6,
+            };
+            let Some(Lanes { data: socket, .. }) = socket else {
+                let lost = train.count as u64;
+                book.counters.send_errors += lost;
+                book.counters.send_unreachable += lost;
+                book.failures.note(endpoint.address, SendFailure::NoFamily);
+                continue;
+            };
+            let datagrams = self.trains.datagrams(train);
+            if train.way.in_pieces
+                && let Some(pieces) = udp.pieces()
+            {
+                // What is before it leaves before it.
+                batch.flush(book, &mut self.refusing);
+                for number in datagrams {
+                    let sent = pieces.send(endpoint, out.datagrams.get(number));
+                    book.note(endpoint.address, sent);
+                }
+                continue;
+            }
+            let descriptor = socket.as_raw_fd();
+            if batch.descriptor != descriptor || batch.items.len() == BATCH {
+                batch.flush(book, &mut self.refusing);
+                batch.descriptor = descriptor;
+            }
+            batch.push(train, out.datagrams.joined(datagrams));
+        }
+        batch.flush(book, &mut self.refusing);
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_refusals(&self) -> bool {
+        !self.refusing.is_empty()
+    }
+
+    /// Tries trains again everywhere: the ways are others now.
+    pub(crate) fn forget_refusals(&mut self) {
+        self.refusing.clear();
+    }
+}
+
+/// Trains for one socket.
+struct Batch<'a> {
+    descriptor: RawFd,
+    items: Vec<Item>,
+    /// The bytes of all items; neighbours in the outbox are one slice.
+    slices: Vec<&'a [u8]>,
+}
+
+/// A train in the kernel's forms.
+struct Item {
+    endpoint: Endpoint,
+    count: usize,
+    segment_len: usize,
+    slices: Range<usize>,
+    to: SockAddr,
+    control: Control,
+}
+
+impl<'a> Batch<'a> {
+    fn new(descriptor: RawFd) -> Self {
+        Self {
+            descriptor,
+            items: Vec::new(),
+            slices: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, train: &Train, bytes: impl Iterator<Item = &'a [u8]>) {
+        let first = self.slices.len();
+        self.slices.extend(bytes);
+        self.push_item(train.way.endpoint, train.count, train.segment_len, first);
+    }
+
+    /// Adds an item of the slices from `first` on.
+    fn push_item(&mut self, endpoint: Endpoint, count: usize, segment_len: usize, first: usize) {
+        let mut control = Control::EMPTY;
+        if count > 1 {
+            // What rides in trains fits a link, and those have at most 65,535 bytes.
+            control.push_segment_len(segment_len as u16);
+        }
+        if let Some(source) = endpoint.source {
+            control.push_source(source);
+        }
+        self.items.push(Item {
+            endpoint,
+            count,
+            segment_len,
+            slices: first..self.slices.len(),
+            to: endpoint.address.into(),
+            control,
+        });
+    }
+
+    fn flush(&mut self, book: &mut UdpBook, refusing: &mut BTreeSet<SocketAddr>) {
+        let mut sent = 0;
+        let mut waited = false;
+        while sent < self.items.len() {
+            match self.send_from(sent) {
+                Ok(now) => {
+                    for item in &self.items[sent..sent + now] {
+                        book.note_sent(&item.endpoint.address);
+                    }
+                    sent += now;
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::EAGAIN) if !waited => {
+                        waited = true;
+                        wait_writable(self.descriptor, WAIT_WRITABLE_MS);
+                    }
+                    Some(code @ (libc::EIO | libc::EINVAL | libc::EMSGSIZE))
+                        if self.items[sent].count > 1 =>
+                    {
+                        // EIO: the way's device computes no checksums. Else the way has become
+                        // too narrow a moment ago, or it is not about the train.
+                        let address = self.items[sent].endpoint.address;
+                        if code == libc::EIO && refusing.len() < MAX_REFUSING {
+                            tracing::info!(endpoint = %address, "the way takes no trains of datagrams");
+                            refusing.insert(address);
+                        }
+                        self.singly(sent).flush(book, refusing);
+                        sent += 1;
+                    }
+                    Some(libc::EINVAL | libc::ENETUNREACH | libc::EHOSTUNREACH)
+                        if self.items[sent].control.has_source() =>
+                    {
+                        // Perhaps the address is ours no more: the kernel's choice is as good.
+                        let refused = self.items[sent].endpoint;
+                        for item in &mut self.items[sent..] {
+                            if item.endpoint == refused {
+                                item.control.drop_source();
+                            }
+                        }
+                        book.refused_sources.push(refused.address);
+                    }
+                    _ => {
+                        // Of the first of the rest; the others are tried.
+                        let item = &self.items[sent];
+                        book.note_lost(item.endpoint.address, &error, item.count);
+                        sent += 1;
+                    }
+                },
+            }
+        }
+        self.items.clear();
+        self.slices.clear();
+    }
+
+    /// Hands the items from this one on to the kernel, and returns how many it took.
+    fn send_from(&mut self, first: usize) -> io::Result<usize> {
+        // SAFETY: plain data, for which all zero is a value.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
+        let items = &mut self.items[first..];
+        // By its documentation an IoSlice is an iovec.
+        let vectors: Vec<IoSlice<'_>> = self.slices.iter().map(|s| IoSlice::new(s)).collect();
+        for (header, item) in headers.iter_mut().zip(&mut *items) {
+            let header = &mut header.msg_hdr;
+            let vectors = &vectors[item.slices.clone()];
+            header.msg_iov = vectors.as_ptr().cast_mut().cast();
+            header.msg_iovlen = vectors.len() as _;
+            header.msg_name = item.to.as_ptr().cast_mut().cast();
+            header.msg_namelen = item.to.len();
+            item.control.attach(header);
+        }
+        // SAFETY: each header points to slices of the outbox, to one address and perhaps to control
+        // messages, all of which outlive the call; sendmmsg only reads them.
+        let sent = check(unsafe {
+            libc::sendmmsg(
+                self.descriptor,
+                headers.as_mut_ptr(),
+                items.len().min(BATCH) as libc::c_uint,
+                libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+            )
+        })?;
+        Ok(sent as usize)
+    }
+
+    /// The datagrams of one train, each alone. They are at most a batch.
+    fn singly(&self, train: usize) -> Batch<'a> {
+        let mut batch = Batch::new(self.descriptor);
+        let train = &self.items[train];
+        for slice in &self.slices[train.slices.clone()] {
+            // Slices end where datagrams do.
+            for datagram in slice.chunks(train.segment_len) {
+                let first = batch.slices.len();
+                batch.slices.push(datagram);
+                batch.push_item(train.endpoint, 1, datagram.len(), first);
+            }
+        }
+        batch
+    }
+}

@@ -1,0 +1,85 @@
+//! `make bench`: `warren-tunnel` beside wireguard-go, boringtun-cli and a plain veth.
+//!
+//! ```text
+//!  pod a ---veth--- node1 ---warren0~~~eth0=======eth0~~~warren0--- node2 ---veth--- pod b
+//! ```
+//!
+//! Each contender gets a fresh pair of nodes on which Warren's own agent and plugin have made
+//! veths, routes and filters; then the program that serves `warren0` is exchanged, and nothing
+//! else (`scene.rs`). All contenders are measured in each round, in an order that turns; what counts
+//! is the median over the rounds of the ratio to wireguard-go in the same round (`report.rs`).
+
+mod contender;
+mod measure;
+mod memory;
+mod report;
+mod scene;
+mod seal;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+
+use contender::Contender;
+use measure::Figures;
+use report::Report;
+use scene::Scene;
+
+/// Measures the tunnel beside other userspace WireGuards.
+#[derive(Debug, Parser)]
+struct Options {
+    /// How many rounds.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long each figure is measured, in seconds.
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// Whom to measure, with commas between; wireguard-go is what the others are compared with.
+    #[arg(long, value_delimiter = ',', default_values_t = Contender::ALL)]
+    only: Vec<Contender>,
+    /// Where to write everything that was measured, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Leave out the memory of thousands of peers.
+    #[arg(long)]
+    no_memory: bool,
+}
+
+fn main() -> Result<()> {
+    warren_lab::enter_user_namespace_if_needed()?;
+    let options = Options::parse();
+    if options.rounds == 0 || options.seconds == 0 || options.only.is_empty() {
+        bail!("--rounds, --seconds and --only must each ask for something");
+    }
+    if let Some(missing) = options.only.iter().find_map(|c| c.missing()) {
+        bail!("{} is missing; `make bench` prepares it", missing.display());
+    }
+    let mut report = Report::new(options.only.clone());
+    for round in 0..options.rounds {
+        let mut order = options.only.clone();
+        order.rotate_left(round % options.only.len());
+        for contender in order {
+            let figures = measure_once(contender, round, &options)
+                .with_context(|| format!("round {round}, {contender}"))?;
+            eprintln!("round {}, {contender}: {figures}", round + 1);
+            report.add(round, contender, figures);
+        }
+    }
+    if !options.no_memory && options.only.contains(&Contender::Warren) {
+        report.memory = Some(memory::measure()?);
+    }
+    report.seal_cpu_s_per_gb = Some(seal::cpu_s_per_gb());
+    if let Some(path) = &options.json {
+        let json = serde_json::to_string_pretty(&report.to_json())?;
+        std::fs::write(path, json).with_context(|| format!("write {}", path.display()))?;
+    }
+    println!("{report}");
+    Ok(())
+}
+
+fn measure_once(contender: Contender, round: usize, options: &Options) -> Result<Figures> {
+    let scene = Scene::new(&format!("bench{round}{}", contender.short()), contender)?;
+    Figures::measure(&scene, Duration::from_secs(options.seconds))
+}
