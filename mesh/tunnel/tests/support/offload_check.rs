@@ -125,6 +125,9 @@ fn may_be_one_flow(one: &[u8], other: &[u8]) -> bool {
     let ports = |packet: &[u8]| match (packet[0], packet[6]) {
         (0x45, _) => Some((packet[9], packet[20..24].to_vec())),
         (0x60..=0x6f, protocol @ (6 | 17)) => Some((protocol, packet[40..44].to_vec())),
+        // Behind an extension header anything may follow.
+        (0x60..=0x6f, 0 | 43 | 44 | 50 | 51 | 60 | 135 | 139 | 140) => None,
+        (0x60..=0x6f, protocol) => Some((protocol, Vec::new())),
         _ => None,
     };
     let same_ports = match (ports(one), ports(other)) {
