@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use warren_e2e::{
-    Mesh, MeshPod, Probe, WallClock, assert_captured, assert_check_can_fail, wait_back,
+    Mesh, MeshPod, Probe, WallClock, assert_captured, assert_check_can_fail, wait_back, wait_well,
 };
 use warren_lab::require;
 
@@ -24,6 +24,8 @@ const SLACK_SECONDS: i64 = 180;
 
 /// Node1's status goes by its clock, calls nobody stale, and its handshakes are of this era.
 fn assert_status(mesh: &Mesh, offset: i64) -> Result<()> {
+    // An agent that was just started has to hear of its registry first.
+    wait_well(mesh.node(1), LIMIT)?;
     let status = mesh.node(1).status()?;
     let peer = mesh.node(1).peer_status(mesh.node(2))?;
     assert_eq!(peer["state"], "up", "{peer}");
