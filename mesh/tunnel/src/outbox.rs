@@ -19,8 +19,9 @@ const ARENA_KEPT_BYTES: usize = 4 * ARENA_BYTES;
 pub struct Way {
     /// Where to, and from which address of ours.
     pub endpoint: Endpoint,
-    /// Whether it arrives in one piece, by all that is known.
-    pub fits: bool,
+    /// Whether it may leave in a train with others. Not where it is known not to arrive in one piece,
+    /// and not a probe of the path: a router that forwards a train whole drops it whole.
+    pub rides: bool,
     /// Whether it is to leave in pieces that every IPv6 path takes: it is known not to arrive in
     /// one, and the kernel is not.
     pub in_pieces: bool,
@@ -30,7 +31,7 @@ impl From<Endpoint> for Way {
     fn from(endpoint: Endpoint) -> Self {
         Self {
             endpoint,
-            fits: true,
+            rides: true,
             in_pieces: false,
         }
     }

@@ -117,7 +117,7 @@ impl OnePiece {
         let in_pieces = self.tell_kernel && !fits;
         let way = Way {
             endpoint,
-            fits,
+            rides: fits,
             in_pieces,
         };
         ctx.out.datagrams.commit(len, way);
@@ -242,8 +242,12 @@ impl Peer {
         message.write(&mut ctx.scratch[..len]);
         let room = ctx.out.datagrams.room(room_for(len));
         if let Sealed::Data(sent) = session.seal(ctx.now.monotonic, &ctx.scratch[..len], room) {
-            // A probe is about its own size: never in pieces.
-            ctx.out.datagrams.commit(sent, endpoint.into());
+            // A probe is about its own size: never in pieces, nor with others.
+            let way = Way {
+                rides: false,
+                ..endpoint.into()
+            };
+            ctx.out.datagrams.commit(sent, way);
             self.tx_bytes += sent as u64;
         }
     }

@@ -66,7 +66,7 @@ impl Trains {
                 head: number,
                 tail: number,
                 bytes: datagram.len(),
-                grows: way.fits && is_data(datagram) && may_grow(&way.endpoint.address),
+                grows: way.rides && is_data(datagram) && may_grow(&way.endpoint.address),
             });
         }
     }
@@ -122,9 +122,9 @@ mod tests {
     use super::*;
     use crate::source::Endpoint;
 
-    fn way(n: u8, fits: bool) -> Way {
+    fn way(n: u8, rides: bool) -> Way {
         Way {
-            fits,
+            rides,
             ..Way::from(Endpoint::from(SocketAddr::from(([192, 0, 2, n], 51_871))))
         }
     }
@@ -160,7 +160,7 @@ mod tests {
         ) {
             let datagrams: Vec<_> = datagrams
                 .into_iter()
-                .map(|(n, fits, kind, len)| (way(n, fits), datagram(kind, len)))
+                .map(|(n, rides, kind, len)| (way(n, rides), datagram(kind, len)))
                 .collect();
             let trains = plan(&datagrams);
             let mut all: Vec<usize> = trains.concat();
@@ -174,7 +174,7 @@ mod tests {
                     prop_assert!(bytes.len() == first.1.len() || bytes == &last.1);
                     prop_assert!(bytes.len() <= first.1.len());
                     if train.len() > 1 {
-                        prop_assert!(way.fits && bytes[0] == 4);
+                        prop_assert!(way.rides && bytes[0] == 4);
                     }
                 }
             }
