@@ -177,19 +177,29 @@ impl Cluster {
         self.kubectl(&wait).map(drop)
     }
 
-    /// Waits until a node's kube-proxy has programmed both families.
+    /// Waits until a node's kube-proxy has programmed all that it knows of, in both families.
     ///
     /// # Errors
     /// It has not in time.
     pub fn wait_proxy(&self, node: &str) -> Result<()> {
-        const SYNCED: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
+        const SYNCED: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{";
+        const QUEUED: &str = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{";
         let host = &self.node(node).host;
         self.wait("kube-proxy", PATIENCE, || {
             let arguments = ["call", "GET", "http://127.0.0.1:10249/metrics"];
             let metrics = run::ask(host, prepared("bin/probe"), &arguments, b"", PATIENCE)?;
-            let times = metrics.lines().filter(|line| line.starts_with(SYNCED));
-            let done = times.filter(|line| !line.ends_with(" 0")).count();
-            Ok(done == 2)
+            // Of both families, in the same order.
+            let times = |name| -> Vec<f64> {
+                let lines = metrics.lines().filter_map(|line| line.strip_prefix(name));
+                let values = lines.filter_map(|line: &str| line.rsplit(' ').next());
+                values.filter_map(|value| value.parse().ok()).collect()
+            };
+            let (synced, queued) = (times(SYNCED), times(QUEUED));
+            let done = synced
+                .iter()
+                .zip(&queued)
+                .filter(|(s, q)| **s > 0.0 && s >= q);
+            Ok(done.count() == 2)
         })
         .map(drop)
     }

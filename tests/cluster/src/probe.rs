@@ -68,10 +68,13 @@ pub struct CheckResult {
     /// The check's.
     pub id: String,
     /// The answers, of the times that it succeeded.
+    #[serde(deserialize_with = "nothing_is_empty")]
     pub answers: Vec<Answer>,
     /// A name's addresses.
+    #[serde(deserialize_with = "nothing_is_empty")]
     pub addresses: Vec<String>,
     /// What went wrong, once for each time that it did.
+    #[serde(deserialize_with = "nothing_is_empty")]
     pub errors: Vec<String>,
     /// The time it took, in milliseconds.
     pub millis: u64,
@@ -307,4 +310,13 @@ impl Cluster {
             .collect();
         both_families(&addresses?).with_context(|| format!("pod {name}"))
     }
+}
+
+/// Go writes a list that was never begun as `null`.
+fn nothing_is_empty<'de, D, T>(from: D) -> std::result::Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }

@@ -65,6 +65,9 @@ pub struct Topology {
     pub services: BTreeMap<String, [IpAddr; 2]>,
 }
 
+/// From a pod that is ready to its Services' EndpointSlices, and from those to a kube-proxy.
+const NEWS: std::time::Duration = std::time::Duration::from_secs(3);
+
 impl Topology {
     /// Makes the pods and Services of these nodes, unless they are there, and waits for them.
     ///
@@ -91,6 +94,11 @@ impl Topology {
                 let name = format!("{kind}-{}", number_of(node)?);
                 cluster.wait_pod_ready(NAMESPACE, &name)?;
             }
+        }
+        // The news of the last pod has reached every kube-proxy after that, and waits there for its turn.
+        std::thread::sleep(NEWS);
+        for node in nodes {
+            cluster.wait_proxy(node)?;
         }
         Self::find(cluster, nodes)
     }
