@@ -85,10 +85,7 @@ impl DataPlane for Port {
             machine.remove_unplanned();
         }
         let Some(device) = &machine.device else {
-            return Err(DataPlaneError::Connect {
-                path: "/simulated".into(),
-                source: ErrorKind::NotFound.into(),
-            });
+            return Err(nobody_listens());
         };
         let mut state = device.state();
         if machine.mutation == Some(Mutation::ResetsEndpoints) {
@@ -99,8 +96,19 @@ impl DataPlane for Port {
 
     async fn apply(&mut self, changes: &[Change]) -> Result<(), DataPlaneError> {
         self.operate().await;
-        self.0.borrow_mut().apply_peers(changes);
+        let mut machine = self.0.borrow_mut();
+        if machine.device.is_none() {
+            return Err(nobody_listens());
+        }
+        machine.apply_peers(changes);
         Ok(())
+    }
+}
+
+fn nobody_listens() -> DataPlaneError {
+    DataPlaneError::Connect {
+        path: "/simulated".into(),
+        source: ErrorKind::NotFound.into(),
     }
 }
 
