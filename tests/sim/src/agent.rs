@@ -60,6 +60,8 @@ pub struct Agent {
     pub follows: u64,
     /// Whether it has planned with the whole view.
     planned_synced: bool,
+    /// This node as the last whole reconcile saw it, which following goes by.
+    seen: Option<Local>,
     reconciler: Option<Reconciler<Port, Port, Port>>,
     key: Option<PublicKey>,
     /// This node and its peers' entries at the last reconcile.
@@ -82,6 +84,7 @@ impl Agent {
             watched,
             follows: 0,
             planned_synced: false,
+            seen: None,
             reconciler: None,
             key: None,
             before: None,
@@ -200,7 +203,7 @@ impl Agent {
         };
         // What is not followed is not judged either.
         let before = (self.oracle.clone(), self.judged.clone());
-        self.hold(port);
+        let is_seen = self.hold(port, self.seen.clone());
         let polled = {
             let running = pin!(reconciler.follow());
             running.poll(&mut Context::from_waker(Waker::noop()))
@@ -220,7 +223,10 @@ impl Agent {
             Some(last) if followed != Followed::Not => {
                 self.follows += 1;
                 let plan = last.plan.clone();
-                self.compare(&plan.read(), &mut machine);
+                // A node that has moved meanwhile is planned anew in a moment.
+                if is_seen {
+                    self.compare(&plan.read(), &mut machine);
+                }
             }
             _ => (self.oracle, self.judged) = before,
         }
@@ -235,7 +241,7 @@ impl Agent {
         let Some(mut reconciler) = self.reconciler.take() else {
             return false;
         };
-        self.hold(port);
+        self.hold(port, None);
         let mut desk = port.clone();
         let polled = {
             let running = pin!(reconciler.reconcile(&mut desk));
@@ -269,15 +275,21 @@ impl Agent {
     }
 
     /// Says what the machine is held to until what runs now is done.
-    fn hold(&mut self, port: &Port) {
+    ///
+    /// `seen` is this node where it is not looked at anew. Tells whether it is as seen.
+    fn hold(&mut self, port: &Port, seen: Option<Local>) -> bool {
         let mut machine = port.0.borrow_mut();
         if machine.device.is_some() {
             self.key = Some(machine.keys.public);
         }
-        self.judged = match self.key.filter(|_| self.watched) {
-            Some(key) => Some(self.oracle.judge(&machine.local(key, self.synced))),
+        let local = self.key.map(|key| machine.local(key, self.synced));
+        let seen = seen.or_else(|| local.clone());
+        let is_seen = seen == local;
+        self.judged = match seen.as_ref().filter(|_| self.watched) {
+            Some(seen) => Some(self.oracle.judge(seen)),
             None => None,
         };
+        self.seen = seen;
         machine.pass = Pass {
             synced: self.synced,
             owners: self.judged.as_ref().map(|judged| self.owners(judged)),
@@ -285,6 +297,7 @@ impl Agent {
             repair: false,
             ..std::mem::take(&mut machine.pass)
         };
+        is_seen
     }
 
     /// Puts back what others touched. Returns nothing when the agent was killed on the way.
