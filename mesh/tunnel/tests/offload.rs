@@ -297,29 +297,10 @@ fn flows_that_alternate_are_two_frames_in_the_order_of_their_beginnings() {
     let packets: Vec<_> = (0..20)
         .map(|n| {
             let mut packet = tcp(n / 2 * 100, 100, ACK);
-            if n % 2 == 1 {
-                packet.transport = match packet.transport {
-                    Transport::Tcp {
-                        sequence,
-                        ack,
-                        reserved,
-                        flags,
-                        window,
-                        urgent,
-                        options,
-                        ..
-                    } => Transport::Tcp {
-                        ports: [3, 4],
-                        sequence,
-                        ack,
-                        reserved,
-                        flags,
-                        window,
-                        urgent,
-                        options,
-                    },
-                    udp => udp,
-                };
+            if n % 2 == 1
+                && let Transport::Tcp { ports, .. } = &mut packet.transport
+            {
+                *ports = [3, 4];
             }
             packet
         })
