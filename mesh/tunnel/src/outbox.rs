@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use crate::shards::ShardId;
+use crate::shards::ring::Kind;
 use crate::source::Endpoint;
 
 /// What an arena starts with and shrinks back to: what is sent on at the latest, and what one more
@@ -45,6 +47,9 @@ impl From<Endpoint> for Way {
 pub struct Outbox {
     pub(crate) datagrams: Arena<Way>,
     pub(crate) packets: Arena<()>,
+    /// What is for other shards, for all of them where none is named; frames of the TUN are not among
+    /// them, as those are not copied here.
+    pub(crate) handed_over: Vec<(Option<ShardId>, Kind, Box<[u8]>)>,
 }
 
 impl Outbox {
@@ -53,6 +58,7 @@ impl Outbox {
         Self {
             datagrams: Arena::new(),
             packets: Arena::new(),
+            handed_over: Vec::new(),
         }
     }
 
@@ -87,6 +93,7 @@ impl Outbox {
     pub fn clear(&mut self) {
         self.datagrams.clear();
         self.packets.clear();
+        self.handed_over.clear();
     }
 }
 
