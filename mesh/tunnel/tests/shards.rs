@@ -278,12 +278,20 @@ impl Node {
         })?;
         let tunnel = start(&host, options, bpf)?;
         let uapi = Socket(host.dir().join("uapi/warren0.sock"));
-        Ok(Self {
+        let node = Self {
             host,
             uapi,
             tunnel,
             n,
-        })
+        };
+        node.set_private_key();
+        node.uapi.set(&format!("listen_port={PORT}\n"));
+        Ok(node)
+    }
+
+    fn set_private_key(&self) {
+        let key = private_key(self.n).to_hex();
+        self.uapi.set(&format!("private_key={}\n", *key));
     }
 
     /// What the agent would do: addresses and routes.
