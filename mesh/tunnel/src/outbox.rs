@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use crate::shards::ShardId;
-use crate::shards::ring::Kind;
+use crate::shards::ring::HandedOver;
 use crate::source::Endpoint;
 
 /// What an arena starts with and shrinks back to: what is sent on at the latest, and what one more
@@ -47,9 +46,8 @@ impl From<Endpoint> for Way {
 pub struct Outbox {
     pub(crate) datagrams: Arena<Way>,
     pub(crate) packets: Arena<()>,
-    /// What is for other shards, for all of them where none is named; frames of the TUN are not among
-    /// them, as those are not copied here.
-    pub(crate) handed_over: Vec<(Option<ShardId>, Kind, Box<[u8]>)>,
+    /// What is for other shards. Frames of the TUN are not among it, for they are not copied here.
+    pub(crate) handed_over: Vec<HandedOver>,
 }
 
 impl Outbox {

@@ -342,6 +342,15 @@ impl Tun {
         Ok(u32::try_from(mtu).unwrap_or_default())
     }
 
+    /// Reads how many packets each queue of the interface holds.
+    pub(crate) fn queue_len(&self) -> io::Result<u32> {
+        let mut request = request_for(&self.name).map_err(io::Error::other)?;
+        interface_ioctl(libc::SIOCGIFTXQLEN as _, &mut request)?;
+        // SAFETY: SIOCGIFTXQLEN has filled the union with an int, as this member is.
+        let len = unsafe { request.ifr_ifru.ifru_metric };
+        Ok(u32::try_from(len).unwrap_or_default())
+    }
+
     fn make_lasting(&self) -> Result<(), TunError> {
         // SAFETY: TUNSETPERSIST takes a plain number.
         check(unsafe { libc::ioctl(self.queue.as_raw_fd(), libc::TUNSETPERSIST as _, 1) })

@@ -188,6 +188,37 @@ fn a_new_port_a_new_key_and_new_peers_reach_all_shards() -> Result {
     Ok(())
 }
 
+#[test]
+fn initiations_reach_the_shard_of_whoever_made_them() -> Result {
+    require!();
+    let net = Net::make("initiations", 4, &["--shards", "4"], Bpf::Allowed)?;
+    for node in &net.nodes {
+        // The hub does not know where they are, so that it cannot begin.
+        let (v4, v6) = addresses(node.n);
+        let key = public_key(node.n);
+        let lines = format!("public_key={key}\nallowed_ip={v4}/32\nallowed_ip={v6}/128\n");
+        net.hub.uapi.set(&lines);
+        node.introduce(&[HUB]);
+    }
+    for node in &net.nodes {
+        poll_until(STANDSTILL, "a ping", || {
+            let ping = node.host.try_run(&["ping", "-c1", "-W1", "10.100.0.1"]);
+            ping.is_ok_and(|ping| ping.success())
+        })?;
+    }
+    let shards = net.hub.shards();
+    let peers: Vec<u64> = shards.iter().map(|shard| shard["peers"]).collect();
+    assert_eq!(peers, [1; 4]);
+    assert!(shards[0]["handed_over"] >= 3, "{shards:?}");
+    assert_eq!(net.hub.count("handshakes"), 4);
+    let got = net.hub.uapi.get();
+    for node in &net.nodes {
+        let endpoint = format!("endpoint=192.0.2.{}:{PORT}\n", node.n);
+        assert!(got.contains(&endpoint), "{endpoint} in {got}");
+    }
+    Ok(())
+}
+
 fn check_flows(name: &str, bpf: Bpf) -> Result {
     let net = Net::start(name, NODES, bpf)?;
     let shards = net.hub.shards();
@@ -384,6 +415,16 @@ impl Net {
     }
 
     fn start_with(name: &str, nodes: u32, options: &[&str], bpf: Bpf) -> Result<Self> {
+        let net = Self::make(name, nodes, options, bpf)?;
+        for node in [&net.hub].into_iter().chain(&net.nodes) {
+            node.introduce(&net.others(node.n));
+        }
+        net.wait_for_pings()?;
+        Ok(net)
+    }
+
+    /// All there is but for who knows whom.
+    fn make(name: &str, nodes: u32, options: &[&str], bpf: Bpf) -> Result<Self> {
         let lab = Lab::new(name)?;
         let lan = lab.bridge("lan")?;
         let hub = Node::start(&lab, HUB, options, bpf)?;
@@ -404,11 +445,8 @@ impl Net {
             _lab: lab,
         };
         for node in [&net.hub].into_iter().chain(&net.nodes) {
-            let others = net.others(node.n);
-            node.configure(&others)?;
-            node.introduce(&others);
+            node.configure(&net.others(node.n))?;
         }
-        net.wait_for_pings()?;
         Ok(net)
     }
 

@@ -16,7 +16,7 @@ use super::{Engine, PeerId};
 use crate::drops::DropReason;
 use crate::gate::Class;
 use crate::outbox::Outbox;
-use crate::shards::ring::Kind;
+use crate::shards::ring::{HandedOver, Kind};
 use crate::shards::{Place, ShardId, choose};
 use crate::source::Endpoint;
 use crate::time::Now;
@@ -160,15 +160,20 @@ impl Engine {
         handshake: &[u8],
         out: &mut Outbox,
     ) {
-        let to = Some(self.shard_of(id));
-        let kind = Kind::Handshake(source);
-        out.handed_over.push((to, kind, handshake.into()));
+        out.handed_over.push(HandedOver {
+            to: Some(self.shard_of(id)),
+            kind: Kind::Handshake(source),
+            bytes: handshake.into(),
+        });
     }
 
     pub(super) fn call_back_elsewhere(&self, address: IpAddr, out: &mut Outbox) {
         if self.elsewhere.place.count() > 1 {
-            let kind = Kind::CallBack(address);
-            out.handed_over.push((None, kind, Box::default()));
+            out.handed_over.push(HandedOver {
+                to: None,
+                kind: Kind::CallBack(address),
+                bytes: Box::default(),
+            });
         }
     }
 }

@@ -9,7 +9,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{Shard, TURN_BYTES};
 use crate::control::{Command, Control, Line};
-use crate::shards::ring::{Batch, Inbox, Incoming, Kind, Outgoing, ring};
+use crate::shards::ring::{Batch, HandedOver, Inbox, Incoming, Kind, Outgoing, ring};
 use crate::shards::{Place, ShardId};
 use crate::time::Now;
 use crate::tun::{Tun, TunSteering};
@@ -19,8 +19,8 @@ const ADDRESSES_EVERY: Duration = Duration::from_secs(1);
 
 /// In so many turns all is taken that may wait for a shard.
 const ALL_TURNS: usize = 64;
-/// No queue of a TUN holds as many packets, unless somebody has made it.
-const LONGEST_QUEUE: u64 = 10_000;
+/// The packets that a TUN queue is taken to hold where the kernel does not tell.
+const USUAL_QUEUE: u32 = 500;
 
 /// What a shard has of the others, and how other threads speak to it.
 #[derive(Debug)]
@@ -144,14 +144,9 @@ impl Mates {
     }
 
     /// Hands over what was pushed and what is given; returns how much was dropped instead.
-    pub(super) fn send(
-        &mut self,
-        version: u64,
-        more: &mut Vec<(Option<ShardId>, Kind, Box<[u8]>)>,
-    ) -> u64 {
-        for (to, kind, bytes) in more.drain(..) {
-            for n in 0..self.outgoing.len() {
-                let shard = ShardId::new(n as u8).unwrap_or_default();
+    pub(super) fn send(&mut self, version: u64, more: &mut Vec<HandedOver>) -> u64 {
+        for HandedOver { to, kind, bytes } in more.drain(..) {
+            for shard in ShardId::first(self.lines.len() as u8) {
                 if shard != self.own && to.is_none_or(|to| to == shard) {
                     self.push(shard, kind, &bytes);
                 }
@@ -199,13 +194,14 @@ impl Shard {
         }
     }
 
-    /// Reads all that the TUN has now, or as much as a queue of packets ever is.
+    /// Reads all that the TUN has now: until it is empty, or as much as its queue holds.
     pub(super) fn drain_tun(&mut self, now: Now) {
-        if self.tun.as_ref().is_none_or(Tun::writes_only) {
+        let Some(tun) = self.tun.as_ref().filter(|tun| !tun.writes_only()) else {
             return;
-        }
+        };
+        let held = u64::from(tun.queue_len().unwrap_or(USUAL_QUEUE));
         let from = self.frames.tun_rx;
-        while !self.read_tun(now) && self.frames.tun_rx - from < LONGEST_QUEUE {}
+        while !self.read_tun(now) && self.frames.tun_rx - from < held {}
     }
 
     /// Begins or ends to hear of the TUN's packets.

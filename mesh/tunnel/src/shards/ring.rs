@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use nix::sys::eventfd::EventFd;
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
 
+use super::ShardId;
 use crate::offload::Offload;
 use crate::source::Endpoint;
 
@@ -44,6 +45,15 @@ pub(crate) enum Kind {
     Handshake(Endpoint),
     /// The peers at this address are to be called back.
     CallBack(IpAddr),
+}
+
+/// What is for other shards and is not copied into a ring yet.
+#[derive(Debug)]
+pub(crate) struct HandedOver {
+    /// Which one; none stands for all of them.
+    pub(crate) to: Option<ShardId>,
+    pub(crate) kind: Kind,
+    pub(crate) bytes: Box<[u8]>,
 }
 
 /// What is handed over at once, in order.

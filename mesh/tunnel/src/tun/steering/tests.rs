@@ -33,13 +33,9 @@ fn steering() -> Option<TunSteering> {
 
 /// What the program returns for a packet.
 fn run(steering: &TunSteering, packet: &[u8]) -> u32 {
-    // The kernel takes an Ethernet header off before.
+    // The kernel takes an Ethernet header off before, and looks at what is none of IP no further.
     let mut framed = vec![0; 14];
-    framed[12..].copy_from_slice(if packet[0] >> 4 == 6 {
-        &[0x86, 0xdd]
-    } else {
-        &[8, 0]
-    });
+    framed[12..].copy_from_slice(&[0x88, 0xb5]);
     framed.extend(packet);
     let mut attributes = RunAttributes {
         program: steering.program.as_raw_fd() as u32,
