@@ -55,8 +55,8 @@ impl Source {
             report: &report,
         };
         let mut status = status::build(&self.config, &snapshot, &tunnel, SystemTime::now());
-        if let Some(offload) = report.offload.as_deref().filter(|_| status.tunnel.ok) {
-            status.tunnel.detail += &format!(", offload {offload}");
+        if status.tunnel.ok {
+            status.tunnel.detail += &report.how();
         }
         Some((status, report))
     }

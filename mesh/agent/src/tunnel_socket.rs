@@ -24,6 +24,9 @@ const KEY_WRITTEN_KEY: &str = "key_written_seconds";
 const FRAGMENTED_KEY: &str = "udp_tx_fragmented";
 /// The key of the offloads in use.
 const OFFLOAD_KEY: &str = "offload";
+/// The keys of the number of threads that move packets, and of the TUN queues that they read.
+const SHARDS_KEY: &str = "shards";
+const QUEUES_KEY: &str = "tun_queues";
 /// The key of the lines about peers.
 const PEER_KEY: &str = "peer";
 /// The most reasons that become metrics.
@@ -46,6 +49,10 @@ pub struct TunnelReport {
     pub fragmented: u64,
     /// The kernel's offloads that it uses, as it names them.
     pub offload: Option<String>,
+    /// The threads that move packets, and the TUN queues that they read; 0 where it does not tell.
+    pub shards: u32,
+    /// See `shards`.
+    pub tun_queues: u32,
     /// The way to each peer of which there is something to tell.
     pub paths: BTreeMap<PublicKey, PeerPath>,
 }
@@ -67,6 +74,21 @@ impl TunnelSocket {
 }
 
 impl TunnelReport {
+    /// How the tunnel moves packets, for people; nothing where it does not tell.
+    pub fn how(&self) -> String {
+        let mut how = String::new();
+        if let Some(offload) = &self.offload {
+            how += &format!(", offload {offload}");
+        }
+        if self.shards > 1 {
+            how += &format!(", {} shards", self.shards);
+        }
+        if self.shards > 1 && self.tun_queues == 1 {
+            how += " of which one reads the interface";
+        }
+        how
+    }
+
     fn parse(text: &str) -> Self {
         let mut report = Self::default();
         for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
@@ -81,6 +103,10 @@ impl TunnelReport {
                 report.key_written = value.trim().parse().ok().map(Duration::from_secs);
             } else if key == OFFLOAD_KEY {
                 report.offload = Some(value.trim().to_owned());
+            } else if key == SHARDS_KEY {
+                report.shards = value.trim().parse().unwrap_or_default();
+            } else if key == QUEUES_KEY {
+                report.tun_queues = value.trim().parse().unwrap_or_default();
             } else if key == FRAGMENTED_KEY {
                 report.fragmented = value.trim().parse().unwrap_or_default();
             } else if let Some(reason) = key.strip_prefix(DROP_PREFIX)
@@ -106,6 +132,24 @@ mod tests {
         assert_eq!(report.key_written, Some(Duration::from_secs(1_800_000_000)));
         let older = TunnelReport::parse("pid=7\nkey_written_seconds=soon\n");
         assert_eq!((older.version, older.key_written), (None, None));
+    }
+
+    #[test]
+    fn several_shards_are_told_and_whether_one_reads_for_all() {
+        for (text, how) in [
+            ("pid=7\n", ""),
+            ("offload=tso\nshards=1\ntun_queues=1\n", ", offload tso"),
+            (
+                "offload=tso\nshards=4\ntun_queues=4\n",
+                ", offload tso, 4 shards",
+            ),
+            (
+                "offload=none\nshards=4\ntun_queues=1\n",
+                ", offload none, 4 shards of which one reads the interface",
+            ),
+        ] {
+            assert_eq!(TunnelReport::parse(text).how(), how);
+        }
     }
 
     #[test]

@@ -1,27 +1,30 @@
 //! The daemon: its parts put together, started, and ended in order.
 
 use std::io;
+use std::num::NonZero;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use warren_core::consts;
 use warren_keyring::{PrivateKey, file};
 
+use crate::control::Control;
 use crate::engine::{Engine, EngineConfig};
 use crate::lock::{InterfaceLock, claim};
 use crate::options::Options;
 use crate::saver::Saver;
-use crate::shard::{NEW_TUN_MTU, Shard, ShardParts};
+use crate::shard::{Mates, NEW_TUN_MTU, Shard, ShardParts};
+use crate::shards::{MAX_SHARDS, Place, ShardId, pin};
 use crate::state::{STATE_FILE, State};
 use crate::status_socket::{Fixed, KeyFile};
 use crate::time::Now;
-use crate::tun::Tun;
-use crate::udp::Udp;
+use crate::tun::{Tun, TunSteering};
+use crate::udp::{Udp, UdpError};
 use crate::{clock, state_dir, status_socket, uapi_server, unix_socket};
 
 /// Runs the daemon until SIGTERM or SIGINT. The TUN device stays; the sockets go.
@@ -48,20 +51,19 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             .then(|| key_file(&options.key_file(), &private_key))
             .flatten(),
     };
-    let (shard, changed) = make_shard(
+    let (shards, control, changed) = make_shards(
         &options,
         private_key,
         state_path.as_deref(),
         saved,
         generation,
     )?;
-    let control = shard.control();
 
     let saver = state_path.map(|path| Saver::new(control.clone(), path, generation));
     if let Some(saver) = &saver {
         saver.clone().spawn(changed).context("start the saver")?;
     }
-    let shard = spawn_shard(shard)?;
+    let shards = spawn_shards(shards)?;
     uapi_server::serve(uapi, control.clone()).context("serve UAPI")?;
     status_socket::serve(status, control.clone(), fixed).context("serve the status")?;
 
@@ -71,7 +73,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         saver.save_last();
     }
     control.stop();
-    join_shard(shard)
+    join_shards(shards)
 }
 
 /// Blocks the signals that end the daemon; they are waited for.
@@ -83,22 +85,37 @@ pub(crate) fn block_signals() -> anyhow::Result<SigSet> {
     Ok(signals)
 }
 
-/// Starts the packet loop in a thread; the process gets SIGTERM when it has ended.
-pub(crate) fn spawn_shard(shard: Shard) -> anyhow::Result<JoinHandle<io::Result<()>>> {
-    thread::Builder::new()
-        .name("shard-0".into())
-        .spawn(move || {
-            let _ended = EndOfShard;
-            shard.run()
-        })
+/// Starts the packet loops, each in a thread; the process gets SIGTERM when one of them has ended.
+pub(crate) fn spawn_shards(shards: Vec<Shard>) -> anyhow::Result<Vec<JoinHandle<io::Result<()>>>> {
+    let several = shards.len() > 1;
+    let spawned = ShardId::first(MAX_SHARDS).zip(shards).map(|(id, shard)| {
+        thread::Builder::new()
+            .name(format!("shard-{}", id.number()))
+            .spawn(move || {
+                let _ended = EndOfShard;
+                // A single one goes where there is room.
+                if several {
+                    pin(id);
+                }
+                shard.run()
+            })
+    });
+    spawned
+        .collect::<io::Result<_>>()
         .context("start the packet loop")
 }
 
-pub(crate) fn join_shard(shard: JoinHandle<io::Result<()>>) -> anyhow::Result<()> {
-    match shard.join() {
-        Ok(ended) => ended.context("the packet loop ended"),
-        Err(_) => bail!("the packet loop panicked; the log says where"),
+/// Waits for the end of all of them.
+pub(crate) fn join_shards(shards: Vec<JoinHandle<io::Result<()>>>) -> anyhow::Result<()> {
+    let mut result = Ok(());
+    for shard in shards {
+        let ended = match shard.join() {
+            Ok(ended) => ended.context("the packet loop ended"),
+            Err(_) => Err(anyhow!("the packet loop panicked; the log says where")),
+        };
+        result = result.and(ended);
     }
+    result
 }
 
 /// Asks the main thread to end the daemon in order.
@@ -138,13 +155,13 @@ fn key_file(path: &Path, key: &PrivateKey) -> Option<KeyFile> {
     })
 }
 
-fn make_shard(
+fn make_shards(
     options: &Options,
     private_key: PrivateKey,
     state_path: Option<&Path>,
     saved: Option<State>,
     generation: bool,
-) -> anyhow::Result<(Shard, mpsc::Receiver<()>)> {
+) -> anyhow::Result<(Vec<Shard>, Control, mpsc::Receiver<()>)> {
     let now = Now::read();
     let mark = saved.as_ref().map_or(Duration::ZERO, |s| s.newest_stamp);
     if now.unix < mark {
@@ -158,61 +175,128 @@ fn make_shard(
             );
         }
     }
-    let mut engine = Engine::new(EngineConfig {
-        generation,
-        newest_stamp: mark,
-        ..EngineConfig::new(Some(private_key), random_seed()?)
-    });
     let saved = saved.map(|state| state.request).unwrap_or_default();
-    if let Some(path) = state_path {
+    let port = options
+        .listen_port
+        .or(saved.listen_port)
+        .unwrap_or(consts::DEFAULT_PORT);
+    let sockets = bind(options, port, saved.fwmark.unwrap_or(0))?;
+    let count = sockets.len() as u8;
+    let mut engines = Vec::new();
+    for place in Place::all(count) {
+        let config = EngineConfig::new(Some(private_key.clone()), random_seed()?);
+        let queue_limit_bytes = config.queue_limit_bytes / usize::from(count);
+        engines.push(Engine::new(EngineConfig {
+            generation,
+            newest_stamp: mark,
+            place,
+            queue_limit_bytes,
+            ..config
+        }));
+    }
+    if let (Some(path), Some(newest_stamp)) = (state_path, newest_stamp(&engines)) {
         // Before the first handshake: a mark that was passed is none.
         let state = State {
             generation,
-            newest_stamp: engine.newest_stamp() + clock::RESERVE,
+            newest_stamp: newest_stamp + clock::RESERVE,
             request: saved.clone(),
         };
         if let Err(error) = state.save(path) {
             tracing::warn!(%error, "cannot save the state; a restart may be refused by peers");
         }
     }
-    engine.apply(now, &saved).context("apply the saved peers")?;
-    engine.start_handshakes(now);
+    for engine in &mut engines {
+        engine.apply(now, &saved).context("apply the saved peers")?;
+        engine.start_handshakes(now);
+    }
+    let steering = (count > 1).then(|| load_steering(&engines)).flatten();
 
-    let port = options
-        .listen_port
-        .or(saved.listen_port)
-        .unwrap_or(consts::DEFAULT_PORT);
-    let udp = Udp::bind(port, saved.fwmark.unwrap_or(0), options.offloads())?;
     // A node that has just booted has no filter yet, and what peers send to its pods of the last boot
     // would be routed on in clear. Whoever gives a device for saved peers its addresses brings it up;
     // the agent does so behind the filter.
-    let bring_up = engine.peer_count() == 0;
-    let tun = Tun::open(
+    let bring_up = saved_peers(&engines) == 0;
+    let queues = Tun::open_shards(
         &options.interface,
         NEW_TUN_MTU,
         bring_up,
         options.offloads(),
+        count,
+        steering.as_deref(),
     )?;
-    tracing::info!(
-        interface = options.interface,
-        listen_port = udp.port(),
-        public_key = engine.public_key().map(tracing::field::display),
-        peers = engine.peer_count(),
-        offload = %tun.offloads().with_sockets(udp.offloads()),
-        "the tunnel is up",
-    );
+    if let (Some(tun), Some(udp), Some(engine)) = (queues.first(), sockets.first(), engines.first())
+    {
+        tracing::info!(
+            interface = options.interface,
+            listen_port = udp.port(),
+            public_key = engine.public_key().map(tracing::field::display),
+            peers = engine.peer_count(),
+            shards = count,
+            offload = %tun.offloads().with_sockets(udp.offloads()),
+            "the tunnel is up",
+        );
+    }
     let (told, changed) = mpsc::sync_channel(1);
-    let interface = options.interface.clone();
-    let shard = Shard::new(ShardParts {
-        interface,
-        tun,
-        udp,
-        engine,
-        remake_tun: true,
-        changed: told,
-    })
-    .context("make the packet loop")?;
-    Ok((shard, changed))
+    let (mates, control) = Mates::all(count, steering).context("make the packet loop")?;
+    let parts = mates.into_iter().zip(queues).zip(sockets).zip(engines);
+    let shards = parts.map(|(((mates, tun), udp), engine)| {
+        Shard::new(ShardParts {
+            interface: options.interface.clone(),
+            tun,
+            udp,
+            engine,
+            remake_tun: true,
+            changed: told.clone(),
+            mates,
+        })
+    });
+    let shards = shards
+        .collect::<io::Result<_>>()
+        .context("make the packet loop")?;
+    Ok((shards, control, changed))
+}
+
+/// Binds the sockets of as many shards as there are to be, or of one where the kernel does not deal
+/// datagrams out to several.
+fn bind(options: &Options, port: u16, mark: u32) -> Result<Vec<Udp>, UdpError> {
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let shards = options.shards(processors);
+    let bound = Udp::bind_shards(port, mark, options.offloads(), shards);
+    match bound {
+        Err(error) if shards > 1 => {
+            let alone = Udp::bind_shards(port, mark, options.offloads(), 1)?;
+            tracing::warn!(%error, shards, "no sockets for several shards; there is one");
+            Ok(alone)
+        }
+        bound => bound,
+    }
+}
+
+/// Loads what deals the TUN's packets out to shards, with the prefixes that they begin with.
+fn load_steering(engines: &[Engine]) -> Option<Arc<TunSteering>> {
+    let loaded = TunSteering::load();
+    let steering = loaded
+        .inspect_err(|error| {
+            let without = "the kernel does not deal the TUN's packets out, which CAP_BPF is needed for; \
+                           one shard reads for all";
+            tracing::warn!(%error, "{without}");
+        })
+        .ok()?;
+    if let Some(engine) = engines.first() {
+        for changes in steering.changes(engine.shards_of_prefixes()).values() {
+            steering.carry_out(changes);
+        }
+    }
+    Some(Arc::new(steering))
+}
+
+/// The time that no engine stamps anything later than now.
+fn newest_stamp(engines: &[Engine]) -> Option<Duration> {
+    engines.iter().map(Engine::newest_stamp).max()
+}
+
+/// The peers that the device begins with: all engines know all of them.
+fn saved_peers(engines: &[Engine]) -> usize {
+    engines.first().map_or(0, Engine::peer_count)
 }
 
 pub(crate) fn random_seed() -> io::Result<u64> {

@@ -39,6 +39,9 @@ drop_reasons! {
     QueueBudget = "queue_budget",
     /// A waiting packet was given up with the handshake it waited for, after 90 s.
     HandshakeTimeout = "handshake_timeout",
+    /// A packet, a super-packet counted once, or a handshake is another shard's, for which too much
+    /// waits already.
+    HandoverFull = "handover_full",
     /// A waiting packet's peer was removed, or its keys were changed.
     PeerGone = "peer_gone",
     /// A datagram is no WireGuard message: wrong type, reserved bytes or length.
@@ -103,6 +106,13 @@ impl Drops {
     /// Returns the sum over all reasons.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
+    }
+
+    /// Adds what another shard has counted.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (count, more) in self.0.iter_mut().zip(other.0) {
+            *count += more;
+        }
     }
 
     #[inline]

@@ -6,6 +6,7 @@ use clap::{Parser, ValueEnum};
 use warren_core::consts;
 
 use crate::offload::Offloads;
+use crate::shards::MAX_SHARDS;
 
 /// The userspace WireGuard data plane of Warren. Configure it with `wg`, or let warren-agent do so.
 ///
@@ -70,6 +71,17 @@ pub struct Options {
     #[arg(long, env = "WARREN_EPHEMERAL", conflicts_with = "key_file")]
     pub ephemeral: bool,
 
+    /// How many threads move packets, each for its own peers, 1 to 16 [default: half the processors, 1
+    /// to 4]. With CAP_BPF each of several reads its own part of the TUN, else one reads for all.
+    #[arg(
+        long,
+        env = "WARREN_SHARDS",
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_SHARDS)),
+        conflicts_with = "transient"
+    )]
+    pub shards: Option<u8>,
+
     /// Do without super-packets at the TUN (IFF_VNET_HDR): a call for each packet.
     #[arg(long, env = "WARREN_NO_TSO")]
     pub no_tso: bool,
@@ -96,6 +108,9 @@ pub struct Options {
     pub log: Option<String>,
 }
 
+/// More shards are asked for by whoever has the processors for them and the traffic.
+const MOST_BY_DEFAULT: u8 = 4;
+
 const AFTER_HELP: &str = "\
 Environment, with INTERFACE only, as of wireguard-go:
   WG_PROCESS_FOREGROUND=1  stay in the foreground
@@ -119,6 +134,12 @@ impl Options {
         self.key_file
             .clone()
             .unwrap_or_else(|| self.state_dir.join("private.key"))
+    }
+
+    /// How many shards there are to be on a machine where this many threads run at once.
+    pub fn shards(&self, processors: usize) -> u8 {
+        let half = u8::try_from(processors / 2).unwrap_or(u8::MAX);
+        self.shards.unwrap_or(half.clamp(1, MOST_BY_DEFAULT))
     }
 
     /// The offloads that may be used; those of them are that the kernel has.
@@ -177,6 +198,21 @@ mod tests {
                 text.contains(kept[0]) && text.contains("INTERFACE"),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn one_shard_on_two_processors_and_more_on_more_or_when_asked_for() {
+        for (processors, shards) in [(1, 1), (2, 1), (3, 1), (4, 2), (8, 4), (500, 4)] {
+            assert_eq!(parse(&[]).shards(processors), shards, "{processors}");
+        }
+        for shards in ["1", "16"] {
+            let asked = parse(&["--shards", shards]).shards(2);
+            assert_eq!(asked.to_string(), shards);
+        }
+        for wrong in ["0", "17", "x"] {
+            let refused = Options::try_parse_from(["warren-tunnel", "--shards", wrong]);
+            assert!(refused.unwrap_err().to_string().contains("--shards"));
         }
     }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use crate::shards::ring::HandedOver;
 use crate::source::Endpoint;
 
 /// What an arena starts with and shrinks back to: what is sent on at the latest, and what one more
@@ -45,6 +46,8 @@ impl From<Endpoint> for Way {
 pub struct Outbox {
     pub(crate) datagrams: Arena<Way>,
     pub(crate) packets: Arena<()>,
+    /// What is for other shards. Frames of the TUN are not among it, for they are not copied here.
+    pub(crate) handed_over: Vec<HandedOver>,
 }
 
 impl Outbox {
@@ -53,6 +56,7 @@ impl Outbox {
         Self {
             datagrams: Arena::new(),
             packets: Arena::new(),
+            handed_over: Vec::new(),
         }
     }
 
@@ -87,6 +91,7 @@ impl Outbox {
     pub fn clear(&mut self) {
         self.datagrams.clear();
         self.packets.clear();
+        self.handed_over.clear();
     }
 }
 

@@ -7,34 +7,37 @@
 //! UDP, handshakes ----> engine, after the data of the same round; under load in their share of time
 //! time  ------------->  engine (timers) -> outbox
 //! other threads: channel + eventfd
+//! other shards: rings + the same eventfd, see `shards.rs`
 //! ```
 
+mod mates;
 mod status;
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
+use std::sync::mpsc::{SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use warren_core::uapi::{SetRequest, errno};
 
-use crate::control::{Command, Control};
+use crate::control::{Accepted, Command};
 use crate::engine::{ApplyError, Engine};
-use crate::offload::Offloads;
+use crate::offload::{Offload, Offloads};
 use crate::outbox::Outbox;
 use crate::route::{RouteWatch, outgoing_link};
+use crate::shards::ring::Kind;
 use crate::share::Share;
 use crate::source::Source;
-use crate::steer::Deal;
 use crate::time::Now;
 use crate::tun::{FRAME_ROOM, Tun, TunError, TunWriter};
 use crate::udp::{
     BATCH, Lane, ReceiveArena, Sender, Udp, UdpBook, UdpCounters, UdpError, path_mtu,
 };
 
-pub use status::{FrameCounters, ShardStatus};
+pub use mates::Mates;
+pub use status::{FrameCounters, ShardStatus, ShardSummary};
 
 /// The MTU of a new TUN device in bytes, until the agent sets the underlay's.
 pub const NEW_TUN_MTU: u32 = 1420;
@@ -78,6 +81,8 @@ pub struct ShardParts {
     pub remake_tun: bool,
     /// Told once after each change that is worth saving; a full channel is told already.
     pub changed: SyncSender<()>,
+    /// Its place among the shards of the device.
+    pub mates: Mates,
 }
 
 /// The packet loop, ready to run.
@@ -98,8 +103,7 @@ pub struct Shard {
     next_lane: u64,
     /// Whether a look at them began with the key exchanges that waited.
     backlog_first: bool,
-    control: Control,
-    commands: Receiver<Command>,
+    mates: Mates,
     out: Outbox,
     received: ReceiveArena,
     /// How many messages of data are received at once.
@@ -136,13 +140,12 @@ impl Shard {
     /// # Errors
     /// What the kernel says about epoll or eventfd, of which there is one each.
     pub fn new(parts: ShardParts) -> io::Result<Self> {
-        let (control, commands) = Control::new()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(
-            control.wake().as_fd(),
+            parts.mates.line().wake().as_fd(),
             EpollEvent::new(EpollFlags::EPOLLIN, CONTROL),
         )?;
-        watch(&epoll, &parts.tun, TUN)?;
+        watch_tun(&epoll, &parts.tun)?;
         let handshakes = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         watch(&epoll, &handshakes.0, HANDSHAKES)?;
         watch_sockets(&epoll, &handshakes, &parts.udp)?;
@@ -169,8 +172,7 @@ impl Shard {
             share: Share::new(),
             next_lane: 0,
             backlog_first: false,
-            control,
-            commands,
+            mates: parts.mates,
             out: Outbox::new(),
             received: ReceiveArena::new(),
             data_batch: BATCH,
@@ -182,11 +184,6 @@ impl Shard {
             closed_overflows: (0, 0),
             tun_read_errors: 0,
         })
-    }
-
-    /// Returns a handle for other threads.
-    pub fn control(&self) -> Control {
-        self.control.clone()
     }
 
     /// Runs until it is asked to stop, or until its interface is gone and shall not be made anew.
@@ -207,7 +204,9 @@ impl Shard {
             events[..count].sort_unstable_by_key(EpollEvent::data);
             for event in &events[..count] {
                 match event.data() {
-                    TUN => self.read_tun(now),
+                    TUN => {
+                        self.read_tun(now);
+                    }
                     CONTROL => {
                         if self.obey(now) {
                             return Ok(());
@@ -233,22 +232,35 @@ impl Shard {
         }
     }
 
-    /// Reads a batch of packets and sends them in as few calls as can be.
-    fn read_tun(&mut self, now: Now) {
+    /// Reads a batch of packets and sends them in as few calls as can be. Tells whether that was all
+    /// that there was.
+    fn read_tun(&mut self, now: Now) -> bool {
+        let mut all = false;
         for _ in 0..BATCH {
             let Some(tun) = &mut self.tun else { break };
             match tun.read(&mut self.frame) {
                 Ok(frame) => {
                     self.share.note_data();
                     self.frames.tun_rx += 1;
-                    self.engine
-                        .handle_tun_frame(now, frame.packet, frame.offload, &mut self.out);
+                    let elsewhere = self.engine.handle_tun_frame(
+                        now,
+                        frame.packet,
+                        frame.offload,
+                        &mut self.out,
+                    );
+                    let full = elsewhere.is_some_and(|shard| {
+                        let kind = Kind::Frame(frame.offload);
+                        self.mates.push(shard, kind, frame.packet)
+                    });
                     // It is the others' turn after that.
-                    if self.out.is_full() {
+                    if full || self.out.is_full() {
                         break;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    all = true;
+                    break;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     self.lose_tun(now.monotonic, &error);
@@ -257,6 +269,7 @@ impl Shard {
             }
         }
         self.flush();
+        all || self.tun.is_none()
     }
 
     /// Receives a batch of data and writes what it carries to the TUN.
@@ -322,9 +335,8 @@ impl Shard {
         if self.share.end(now.monotonic, under_load)
             && let Ok(secret) = getrandom::u32()
         {
-            let known = self.engine.endpoints().map(|endpoint| endpoint.ip());
-            let known = known.collect();
-            self.udp.reshuffle(&Deal { secret, known });
+            let known = self.engine.addresses().collect();
+            self.udp.reshuffle(secret, known);
         }
         if was_polled != self.share.is_polled() {
             self.engine.hold_backlog(self.share.is_polled());
@@ -373,6 +385,14 @@ impl Shard {
         }
     }
 
+    /// Sends a frame of the TUN that another shard has read, or hands it on where its peer has moved.
+    fn handle_frame(&mut self, now: Now, packet: &mut [u8], offload: Option<Offload>) {
+        let out = &mut self.out;
+        if let Some(shard) = self.engine.handle_tun_frame(now, packet, offload, out) {
+            self.mates.push(shard, Kind::Frame(offload), packet);
+        }
+    }
+
     fn flush(&mut self) {
         self.sender.send(&self.udp, &self.out, &mut self.udp_book);
         for endpoint in self.udp_book.refused_sources.drain(..) {
@@ -380,6 +400,11 @@ impl Shard {
         }
         self.tun_writer
             .write(self.tun.as_mut(), &mut self.out.packets);
+        let version = self.engine.version();
+        let lost = self.mates.send(version, &mut self.out.handed_over);
+        if lost > 0 {
+            self.engine.note_handover_full(lost);
+        }
         self.out.clear();
     }
 
@@ -414,6 +439,15 @@ impl Shard {
         }
         if self.engine.take_changed() {
             let _ = self.changed.try_send(());
+            self.mates.note_addresses_changed(now.monotonic);
+        }
+        if self
+            .mates
+            .addresses_due()
+            .is_some_and(|at| at <= now.monotonic)
+        {
+            let addresses = self.engine.own_addresses().collect();
+            self.mates.tell_addresses(now.monotonic, addresses);
         }
     }
 
@@ -439,34 +473,86 @@ impl Shard {
     /// Carries out what other threads have asked for; tells whether to stop.
     fn obey(&mut self, now: Now) -> bool {
         // Read first: a command that comes after the last look signals anew.
-        let _ = self.control.wake().read();
+        let _ = self.mates.line().wake().read();
         loop {
-            match self.commands.try_recv() {
+            match self.mates.commands.try_recv() {
                 // Whoever asked may have gone away meanwhile.
                 Ok(Command::Get(answer)) => drop(answer.send(self.engine.get_at(now))),
                 Ok(Command::Set(request, answer)) => drop(answer.send(self.set(now, &request))),
                 Ok(Command::Status(answer)) => drop(answer.send(self.status())),
+                Ok(Command::Follow(request, udp, done)) => {
+                    self.follow(now, &request, udp.map(|udp| *udp));
+                    let _ = done.send(());
+                }
+                Ok(Command::Hold(done)) => {
+                    self.mates.held = true;
+                    self.watch_tun_again();
+                    let _ = done.send(());
+                }
+                Ok(Command::Drain(done)) => {
+                    self.drain_tun(now);
+                    let _ = done.send(());
+                }
+                Ok(Command::Resume(done)) => {
+                    self.take_all_handed_over(now);
+                    self.mates.held = false;
+                    self.watch_tun_again();
+                    let _ = done.send(());
+                }
+                Ok(Command::Tun(tun)) => self.adopt_tun(*tun),
+                Ok(Command::Addresses(shard, addresses)) => {
+                    self.engine.handle_addresses_elsewhere(shard, addresses);
+                    self.share.note_peers_changed();
+                }
                 Ok(Command::Stop) => return true,
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
             }
         }
+        self.take_handed_over(now);
+        false
     }
 
-    fn set(&mut self, now: Now, request: &SetRequest) -> Result<(), SetError> {
+    fn set(&mut self, now: Now, request: &SetRequest) -> Result<Accepted, SetError> {
         let port = request.listen_port.unwrap_or(self.udp.port());
         let (old_mark, mark) = (self.udp.mark(), request.fwmark.unwrap_or(self.udp.mark()));
-        let rebound = match port == self.udp.port() {
-            true => None,
-            false => Some(Udp::bind(port, mark, self.udp.allowed())?),
-        };
-        if rebound.is_none() {
+        let mut rebound = Vec::new();
+        if port == self.udp.port() {
             self.udp.set_mark(mark)?;
+        } else {
+            rebound = Udp::bind_shards(port, mark, self.udp.allowed(), self.udp.shards())?;
         }
         if let Err(error) = self.engine.apply(now, request) {
             // The mark was accepted a moment ago, and the old one before.
             let _ = self.udp.set_mark(old_mark);
             return Err(error.into());
         }
+        let mut rebound = rebound.into_iter();
+        self.adopt_sockets(rebound.next());
+        let prefixes = match self.mates.steering() {
+            Some(_) => self.engine.shards_of_prefixes().collect(),
+            None => Vec::new(),
+        };
+        Ok(Accepted {
+            sockets: rebound.collect(),
+            prefixes,
+        })
+    }
+
+    /// Carries out what the first shard has accepted, with the sockets of a new port.
+    fn follow(&mut self, now: Now, request: &SetRequest, udp: Option<Udp>) {
+        if let Some(mark) = request.fwmark
+            && let Err(error) = self.udp.set_mark(mark)
+        {
+            tracing::error!(%error, "one shard sends with another mark than the first");
+        }
+        // The engines have the same peers, so that none refuses what another one accepts.
+        if let Err(error) = self.engine.apply(now, request) {
+            tracing::error!(%error, "one shard has other peers than the first");
+        }
+        self.adopt_sockets(udp);
+    }
+
+    fn adopt_sockets(&mut self, rebound: Option<Udp>) {
         if let Some(udp) = rebound {
             if let Err(error) = watch_sockets(&self.epoll, &self.handshakes, &udp) {
                 tracing::error!(%error, "cannot watch the new UDP sockets");
@@ -479,7 +565,6 @@ impl Shard {
         }
         self.engine.set_listen(self.udp.port(), self.udp.mark());
         self.share.note_peers_changed();
-        Ok(())
     }
 
     fn status(&self) -> ShardStatus {
@@ -490,6 +575,14 @@ impl Shard {
             public_key: self.engine.public_key(),
             listen_port: self.udp.port(),
             peers: self.engine.peer_count(),
+            shards: vec![ShardSummary {
+                shard: self.mates.own(),
+                peers: self.engine.own_peer_count(),
+                reads_tun: self.tun.as_ref().is_some_and(|tun| !tun.writes_only()),
+                tun_rx_frames: self.frames.tun_rx,
+                udp_rx_messages: self.frames.udp_rx,
+                handed_over: self.mates.handed_over,
+            }],
             mtu_bytes: self.tun.as_ref().and_then(|tun| tun.mtu().ok()),
             waiting_bytes: self.engine.waiting_bytes(),
             newest_stamp: self.engine.newest_stamp(),
@@ -521,8 +614,13 @@ impl Shard {
     /// A device that somebody has deleted reads as broken for ever.
     fn lose_tun(&mut self, now: Instant, error: &io::Error) {
         self.tun_read_errors += 1;
-        self.tun = None;
-        if self.remake_tun {
+        if let Some(tun) = self.tun.take() {
+            // Other shards may hold the same queue, so that closing it does not take it out.
+            let _ = self.epoll.delete(tun.as_fd());
+        }
+        if !self.mates.leads() {
+            tracing::debug!(interface = self.interface, %error, "the TUN queue is gone");
+        } else if self.remake_tun {
             tracing::warn!(interface = self.interface, %error, "the TUN device is gone; making it anew");
             self.reopen_at = Some(now);
         } else {
@@ -531,25 +629,45 @@ impl Shard {
     }
 
     fn reopen_tun(&mut self, now: Instant) {
-        let opened: Result<Tun, TunError> =
-            Tun::open(&self.interface, NEW_TUN_MTU, true, self.udp.allowed());
+        let opened: Result<Vec<Tun>, TunError> = Tun::open_shards(
+            &self.interface,
+            NEW_TUN_MTU,
+            true,
+            self.udp.allowed(),
+            self.udp.shards(),
+            self.mates.steering(),
+        );
         match opened {
-            Ok(tun) => match watch(&self.epoll, &tun, TUN) {
-                Ok(()) => {
-                    tracing::info!(interface = self.interface, "the TUN device is back");
-                    self.tun = Some(tun);
-                    self.reopen_at = None;
+            Ok(mut queues) => {
+                let own = queues.remove(0);
+                match watch_tun(&self.epoll, &own) {
+                    Ok(()) => {
+                        tracing::info!(interface = self.interface, "the TUN device is back");
+                        self.tun = Some(own);
+                        self.reopen_at = None;
+                        self.mates.hand_out(queues);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot watch the TUN device");
+                        self.reopen_at = Some(now + REOPEN_EVERY);
+                    }
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot watch the TUN device");
-                    self.reopen_at = Some(now + REOPEN_EVERY);
-                }
-            },
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot make the TUN device anew");
                 self.reopen_at = Some(now + REOPEN_EVERY);
             }
         }
+    }
+
+    /// Takes a queue of an interface that the first shard has made anew.
+    fn adopt_tun(&mut self, tun: Tun) {
+        // Closing the old one takes it out of epoll.
+        match watch_tun(&self.epoll, &tun) {
+            Ok(()) => self.tun = Some(tun),
+            Err(error) => tracing::error!(%error, "cannot watch the TUN queue"),
+        }
+        self.watch_tun_again();
     }
 
     fn timeout(&mut self, now: Instant) -> EpollTimeout {
@@ -559,6 +677,7 @@ impl Shard {
             .into_iter()
             .chain(self.reopen_at)
             .chain(self.share.deadline())
+            .chain(self.mates.addresses_due())
             .chain(self.routes.as_ref().and_then(RouteWatch::due))
             .min();
         let Some(due) = due else {
@@ -581,6 +700,13 @@ fn watch_sockets(epoll: &Epoll, handshakes: &Epoll, udp: &Udp) -> io::Result<()>
         watch(handshakes, socket, n as u64)?;
     }
     Ok(())
+}
+
+fn watch_tun(epoll: &Epoll, tun: &Tun) -> io::Result<()> {
+    match tun.writes_only() {
+        true => Ok(()),
+        false => watch(epoll, tun, TUN),
+    }
 }
 
 fn watch(epoll: &Epoll, descriptor: &impl AsRawFd, about: u64) -> io::Result<()> {

@@ -8,6 +8,8 @@
 //! | `mtu_bytes` | the TUN's MTU; left out while there is no TUN |
 //! | `uptime_seconds` | since the start |
 //! | `offload` | the offloads in use, with commas between them: `tso`, `uso`, `udp_segment`, `udp_gro`; or `none` |
+//! | `shards`, `tun_queues` | the threads that move packets; the TUN queues that they read: one each, or one where the kernel does not deal out to several |
+//! | `shard` | with several of them, a line for each: `0 peers=3 tun_rx_frames=9 udp_rx_messages=8 handed_over=7`: its own peers, what it has read from the TUN and from the network, what of that it has handed over to others |
 //! | `tun_rx_packets`, `tun_tx_packets` | inner packets read from the TUN, accepted for it |
 //! | `tun_rx_frames`, `tun_tx_frames` | how often the TUN was read, written to: what the kernel counts at the interface, a super-packet once |
 //! | `path_probes` | questions about the path's largest packet, and answers to ours, taken from peers |
@@ -104,6 +106,14 @@ pub fn render(status: &ShardStatus, fixed: &Fixed, uptime: Duration) -> String {
     }
     line("uptime_seconds", &uptime.as_secs());
     line("offload", &status.offloads);
+    line("shards", &status.shards.len());
+    let queues = status.shards.iter().filter(|shard| shard.reads_tun);
+    line("tun_queues", &queues.count());
+    if status.shards.len() > 1 {
+        for shard in &status.shards {
+            line("shard", shard);
+        }
+    }
     let counters = &status.counters;
     line("tun_rx_packets", &counters.tun_rx_packets);
     line("tun_tx_packets", &counters.tun_tx_packets);
@@ -140,7 +150,8 @@ pub fn render(status: &ShardStatus, fixed: &Fixed, uptime: Duration) -> String {
 mod tests {
     use super::*;
     use crate::offload::Offloads;
-    use crate::{Counters, DropReason};
+    use crate::shard::ShardSummary;
+    use crate::{Counters, DropReason, ShardId};
     use warren_core::peer_path::{PeerPath, Unheard};
     use warren_keyring::PrivateKey;
 
@@ -158,6 +169,16 @@ mod tests {
             public_key: Some(key),
             listen_port: 51871,
             peers: 3,
+            shards: ShardId::first(2)
+                .map(|shard| ShardSummary {
+                    shard,
+                    peers: 1 + usize::from(shard.number()),
+                    reads_tun: shard == ShardId::LEAD,
+                    tun_rx_frames: 9,
+                    udp_rx_messages: 8,
+                    handed_over: 7,
+                })
+                .collect(),
             mtu_bytes: Some(1420),
             waiting_bytes: 7,
             counters: Counters::default(),
@@ -182,6 +203,10 @@ mod tests {
         );
         assert!(text.contains("\nuptime_seconds=90\n"));
         assert!(text.contains("\nqueue_bytes=7\n"));
+        assert!(text.contains("\nshards=2\ntun_queues=1\nshard=0 peers=1 "));
+        assert!(
+            text.contains("\nshard=1 peers=2 tun_rx_frames=9 udp_rx_messages=8 handed_over=7\n")
+        );
         let told = text.lines().find_map(|line| line.strip_prefix("peer="));
         assert_eq!(told.unwrap().parse::<PeerPath>().unwrap(), path);
         for reason in DropReason::ALL {

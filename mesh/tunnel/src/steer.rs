@@ -10,6 +10,13 @@
 //! what is none of these by type and length --------------> Strangers
 //! ```
 //!
+//! With several shards each has a socket for data and its own `Answers`, chosen by the receiver index;
+//! all else is the first one's:
+//!
+//! ```text
+//! data of shard 0, 1, ... | Answers of 0, Claims, Peers, Strangers | Answers of 1 | Answers of 2 ...
+//! ```
+//!
 //! The kernel authenticates nothing, so anybody can fill any of these sockets. What it is for: a
 //! flood of one kind leaves the others their room, and so does one from a single source to most
 //! sources of its own kind. Who has a cookie, or answers us, does not share with those who have
@@ -21,6 +28,7 @@ use std::net::IpAddr;
 use socket2::{Domain, Socket};
 
 use crate::message::{DATA_OVERHEAD, INITIATION_LEN, MAC2_LEN};
+use crate::shards::{TOP_BYTE_MASK, TOP_BYTE_SHIFT};
 use crate::sys::attach_program;
 
 /// The most addresses of peers that a program knows. With more peers each program knows others of
@@ -81,21 +89,38 @@ impl Kind {
     }
 }
 
-/// How many sockets there are for what is no data message.
+/// How many sockets the first shard has for what is no data message.
 pub(crate) fn lanes() -> u32 {
     Kind::ALL.into_iter().map(|kind| 1 << kind.bits()).sum()
 }
 
+/// How many each other shard has.
+pub(crate) const fn answer_lanes() -> u32 {
+    1 << Kind::Answers.bits()
+}
+
 /// By what datagrams are dealt out.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Deal {
+    /// How many shards there are.
+    pub(crate) shards: u8,
     /// What nobody outside shall guess, or he could choose whose handshakes share a socket with his.
     pub(crate) secret: u32,
     /// The addresses of peers.
     pub(crate) known: Vec<IpAddr>,
 }
 
-/// Has the kernel choose between the sockets of a port: the first bound is the one for data.
+impl Default for Deal {
+    fn default() -> Self {
+        Self {
+            shards: 1,
+            secret: 0,
+            known: Vec::new(),
+        }
+    }
+}
+
+/// Has the kernel choose between the sockets of a port: the first bound are those for data.
 pub(crate) fn attach(domain: Domain, socket: &Socket, deal: &Deal) -> io::Result<()> {
     let mut program = program(domain, deal);
     attach_program(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &mut program)
@@ -109,45 +134,46 @@ fn program(domain: Domain, deal: &Deal) -> Program {
     let out = &mut program;
     // A load beyond the end would end the program with 0, the socket for data: lengths come first.
     load_len(out);
-    jump(out, libc::BPF_JGE, DATA_OVERHEAD as u32, 0, 3);
+    let data_len = data_leaf_len(deal.shards);
+    jump(out, libc::BPF_JGE, DATA_OVERHEAD as u32, 0, 2 + data_len);
     load(out, 0);
-    jump(out, libc::BPF_JEQ, DATA, 0, 1);
-    step(out, libc::BPF_RET | libc::BPF_K, 0);
+    jump(out, libc::BPF_JEQ, DATA, 0, data_len);
+    data_leaf(out, deal.shards);
     put_hash(out, domain, deal.secret);
     step(out, libc::BPF_ST, HASH_AT);
     load_len(out);
     jump(out, libc::BPF_JGE, DATA_OVERHEAD as u32, LEAF, 0);
-    leaf(out, Kind::Strangers);
+    leaf(out, deal, Kind::Strangers);
     load(out, 0);
-    for answer in [RESPONSE, COOKIE_REPLY] {
-        jump(out, libc::BPF_JEQ, answer, 0, LEAF);
-        leaf(out, Kind::Answers);
+    for (answer, receiver) in [(RESPONSE, 8), (COOKIE_REPLY, 4)] {
+        jump(out, libc::BPF_JEQ, answer, 0, answer_leaf_len(deal));
+        answer_leaf(out, deal, receiver);
     }
     jump(out, libc::BPF_JEQ, INITIATION, LEAF, 0);
-    leaf(out, Kind::Strangers);
+    leaf(out, deal, Kind::Strangers);
     load_len(out);
     jump(out, libc::BPF_JEQ, INITIATION_LEN as u32, LEAF, 0);
-    leaf(out, Kind::Strangers);
+    leaf(out, deal, Kind::Strangers);
     for word in 0..MAC2_LEN as u32 / 4 {
         load(out, MAC2_AT + 4 * word);
         jump(out, libc::BPF_JEQ, 0, LEAF, 0);
-        leaf(out, Kind::Claims);
+        leaf(out, deal, Kind::Claims);
     }
     let known = hashes(domain, deal);
     if !known.is_empty() {
         step(out, libc::BPF_LD | libc::BPF_MEM, HASH_AT);
         let mut misses = Vec::new();
-        search(out, &known, &mut misses);
+        search(out, deal, &known, &mut misses);
         for miss in misses {
             land(out, miss);
         }
     }
-    leaf(out, Kind::Strangers);
+    leaf(out, deal, Kind::Strangers);
     program
 }
 
 /// Compares the hash with those of the peers, which are sorted; on a miss it jumps to what follows.
-fn search(out: &mut Program, hashes: &[u32], misses: &mut Vec<usize>) {
+fn search(out: &mut Program, deal: &Deal, hashes: &[u32], misses: &mut Vec<usize>) {
     if hashes.len() <= RUN {
         for (n, hash) in hashes.iter().enumerate() {
             let hit = (hashes.len() - n) as u8;
@@ -155,16 +181,16 @@ fn search(out: &mut Program, hashes: &[u32], misses: &mut Vec<usize>) {
         }
         misses.push(out.len());
         step(out, libc::BPF_JMP | libc::BPF_JA, 0);
-        leaf(out, Kind::Peers);
+        leaf(out, deal, Kind::Peers);
         return;
     }
     let (low, high) = hashes.split_at(hashes.len() / 2);
     jump(out, libc::BPF_JGE, high[0], 0, 1);
     let to_high = out.len();
     step(out, libc::BPF_JMP | libc::BPF_JA, 0);
-    search(out, low, misses);
+    search(out, deal, low, misses);
     land(out, to_high);
-    search(out, high, misses);
+    search(out, deal, high, misses);
 }
 
 /// Lets the jump at this place lead to what follows.
@@ -219,12 +245,71 @@ fn hashes(domain: Domain, deal: &Deal) -> Vec<u32> {
 }
 
 /// Ends the program: the lane is chosen by the hash's top bits.
-fn leaf(out: &mut Program, kind: Kind) {
+fn leaf(out: &mut Program, deal: &Deal, kind: Kind) {
     step(out, libc::BPF_LD | libc::BPF_MEM, HASH_AT);
     let shift = u32::BITS - kind.bits();
     step(out, libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K, shift);
-    let first = 1 + kind.first();
+    let first = u32::from(deal.shards) + kind.first();
     step(out, libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, first);
+    step(out, libc::BPF_RET | libc::BPF_A, 0);
+}
+
+/// The shard of a receiver index at this place of the datagram, which is long enough; one that there is
+/// not stands for nobody's index, which any may drop.
+fn load_shard(out: &mut Program, receiver: u32) {
+    let top_byte = receiver + 3;
+    step(out, libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, top_byte);
+    let shift = libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K;
+    step(out, shift, TOP_BYTE_SHIFT);
+    let mask = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+    step(out, mask, TOP_BYTE_MASK);
+}
+
+/// The instructions of [`data_leaf`].
+fn data_leaf_len(shards: u8) -> u8 {
+    if shards == 1 { 1 } else { 6 }
+}
+
+/// Ends the program at the socket for data of the shard that the datagram is for.
+fn data_leaf(out: &mut Program, shards: u8) {
+    if shards > 1 {
+        load_shard(out, 4);
+        jump(out, libc::BPF_JGE, shards.into(), 1, 0);
+        step(out, libc::BPF_RET | libc::BPF_A, 0);
+    }
+    step(out, libc::BPF_RET | libc::BPF_K, 0);
+}
+
+/// The instructions of [`answer_leaf`].
+fn answer_leaf_len(deal: &Deal) -> u8 {
+    if deal.shards == 1 {
+        LEAF
+    } else {
+        // The shard, a look whether there is one, the first one's; and the others'.
+        3 + 1 + 1 + LEAF + 7
+    }
+}
+
+/// Ends the program at an `Answers` of the shard that the datagram is for.
+fn answer_leaf(out: &mut Program, deal: &Deal, receiver: u32) {
+    let shards = u32::from(deal.shards);
+    if shards == 1 {
+        return leaf(out, deal, Kind::Answers);
+    }
+    load_shard(out, receiver);
+    jump(out, libc::BPF_JGE, shards, 1, 0);
+    jump(out, libc::BPF_JGT, 0, LEAF, 0);
+    leaf(out, deal, Kind::Answers);
+    // The others' follow all that is the first one's: shards + lanes + (shard - 1) * answer_lanes.
+    let compute = |out: &mut Program, operation, k| {
+        step(out, libc::BPF_ALU | operation | libc::BPF_K, k);
+    };
+    compute(out, libc::BPF_LSH, Kind::Answers.bits());
+    step(out, libc::BPF_MISC | libc::BPF_TAX, 0);
+    step(out, libc::BPF_LD | libc::BPF_MEM, HASH_AT);
+    compute(out, libc::BPF_RSH, u32::BITS - Kind::Answers.bits());
+    step(out, libc::BPF_ALU | libc::BPF_ADD | libc::BPF_X, 0);
+    compute(out, libc::BPF_ADD, shards + lanes() - answer_lanes());
     step(out, libc::BPF_RET | libc::BPF_A, 0);
 }
 

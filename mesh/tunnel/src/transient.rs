@@ -24,10 +24,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
 
-use crate::daemon::{block_signals, end_process, join_shard, random_seed, spawn_shard};
+use crate::daemon::{block_signals, end_process, join_shards, random_seed, spawn_shards};
 use crate::engine::{Engine, EngineConfig};
 use crate::options::Options;
-use crate::shard::{NEW_TUN_MTU, Shard, ShardParts};
+use crate::shard::{Mates, NEW_TUN_MTU, Shard, ShardParts};
 use crate::tun::Tun;
 use crate::uapi_server;
 use crate::udp::Udp;
@@ -69,6 +69,7 @@ fn serve(tun: Tun, udp: Udp, uapi: UnixListener, file: SocketFile) -> anyhow::Re
     let (changed, _) = mpsc::sync_channel(1);
     let interface = tun.name().to_owned();
     let offloads = tun.offloads().with_sockets(udp.offloads());
+    let (mut mates, control) = Mates::all(1, None).context("make the packet loop")?;
     let shard = Shard::new(ShardParts {
         interface: interface.clone(),
         tun,
@@ -76,10 +77,10 @@ fn serve(tun: Tun, udp: Udp, uapi: UnixListener, file: SocketFile) -> anyhow::Re
         engine: Engine::new(EngineConfig::new(None, random_seed()?)),
         remake_tun: false,
         changed,
+        mates: mates.remove(0),
     })
     .context("make the packet loop")?;
-    let control = shard.control();
-    let shard = spawn_shard(shard)?;
+    let shards = spawn_shards(vec![shard])?;
     uapi_server::serve(uapi, control.clone()).context("serve UAPI")?;
     let watch = file.watch().context("watch the UAPI socket")?;
     thread::Builder::new()
@@ -98,7 +99,7 @@ fn serve(tun: Tun, udp: Udp, uapi: UnixListener, file: SocketFile) -> anyhow::Re
     tracing::info!(%signal, "ending");
     drop(file);
     control.stop();
-    join_shard(shard)
+    join_shards(shards)
 }
 
 /// Listens, when necessary after a process that is about to end: `wg-quick down` comes back as

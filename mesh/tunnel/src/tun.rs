@@ -6,11 +6,12 @@
 //! be split and which checksum is still to be computed. Without, packets are bare, and the kernel
 //! splits and computes.
 
+mod steering;
 mod writer;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -18,6 +19,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use crate::offload::{Offload, Offloads, VIRTIO_HEADER_LEN};
 use crate::sys::check;
 
+pub use steering::TunSteering;
 pub(crate) use writer::TunWriter;
 
 const DEVICE: &str = "/dev/net/tun";
@@ -64,6 +66,8 @@ pub enum TunError {
 #[derive(Debug)]
 pub struct Tun {
     queue: File,
+    /// Another shard reads it.
+    writes_only: bool,
     name: String,
     /// A header stands before each packet.
     framed: bool,
@@ -105,6 +109,66 @@ impl Tun {
             }
         }
         Ok(tun)
+    }
+
+    /// As [`Tun::open`], for so many shards, at least one. With `steering` each has a queue of its own;
+    /// without, or where the kernel refuses, the first one reads the only queue and all of them write to
+    /// it: left to itself, the kernel moves flows between queues, and packets would overtake each other.
+    ///
+    /// # Errors
+    /// [`TunError`], whose message says what to do.
+    pub fn open_shards(
+        name: &str,
+        mtu_bytes: u32,
+        bring_up: bool,
+        allowed: Offloads,
+        shards: u8,
+        steering: Option<&TunSteering>,
+    ) -> Result<Vec<Self>, TunError> {
+        let mut queues = vec![Self::open(name, mtu_bytes, bring_up, allowed)?];
+        if shards > 1
+            && let Some(steering) = steering
+        {
+            match queues[0].add_queues(shards - 1, allowed, steering) {
+                Ok(added) => queues.extend(added),
+                Err(error) => {
+                    tracing::warn!(%error, "no TUN queue for each shard; one shard reads for all");
+                }
+            }
+        }
+        while queues.len() < usize::from(shards) {
+            let writer = queues[0].writer().map_err(queues[0].refused("share"))?;
+            queues.push(writer);
+        }
+        Ok(queues)
+    }
+
+    /// Adds queues to a device that has this one alone.
+    fn add_queues(
+        &self,
+        count: u8,
+        allowed: Offloads,
+        steering: &TunSteering,
+    ) -> Result<Vec<Self>, TunError> {
+        // First, so that no packet is dealt out otherwise.
+        steering.attach(self).map_err(self.refused("steer"))?;
+        let add = |_| Ok(Self::attach(&self.name, libc::IFF_MULTI_QUEUE, allowed)?.0);
+        (0..count).map(add).collect()
+    }
+
+    /// Another handle on the same queue, to write to it.
+    fn writer(&self) -> io::Result<Self> {
+        Ok(Self {
+            queue: self.queue.try_clone()?,
+            writes_only: true,
+            name: self.name.clone(),
+            ..*self
+        })
+    }
+
+    /// Tells whether its packets are read by another shard.
+    pub(crate) fn writes_only(&self) -> bool {
+        self.writes_only
     }
 
     /// Makes a device that goes when it is closed, or takes one that is there and that nobody has
@@ -204,6 +268,7 @@ impl Tun {
         }
         Ok(Self {
             queue,
+            writes_only: false,
             name,
             framed,
             offloads,
@@ -277,6 +342,15 @@ impl Tun {
         Ok(u32::try_from(mtu).unwrap_or_default())
     }
 
+    /// Reads how many packets each queue of the interface holds.
+    pub(crate) fn queue_len(&self) -> io::Result<u32> {
+        let mut request = request_for(&self.name).map_err(io::Error::other)?;
+        interface_ioctl(libc::SIOCGIFTXQLEN as _, &mut request)?;
+        // SAFETY: SIOCGIFTXQLEN has filled the union with an int, as this member is.
+        let len = unsafe { request.ifr_ifru.ifru_metric };
+        Ok(u32::try_from(len).unwrap_or_default())
+    }
+
     fn make_lasting(&self) -> Result<(), TunError> {
         // SAFETY: TUNSETPERSIST takes a plain number.
         check(unsafe { libc::ioctl(self.queue.as_raw_fd(), libc::TUNSETPERSIST as _, 1) })
@@ -307,6 +381,12 @@ impl Tun {
             name,
             source,
         }
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
     }
 }
 

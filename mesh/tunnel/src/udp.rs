@@ -3,7 +3,7 @@
 //! Each family has several sockets on the one port: the first is for data messages, the others are for
 //! handshakes of several kinds, see `steer.rs`. So a flood of handshakes never takes the room of data.
 //! Which sources share a socket changes with `Udp::reshuffle`. Where the kernel refuses that,
-//! everything comes to one socket.
+//! everything comes to one socket. With several shards each has its own part of the sockets.
 
 mod control;
 mod pieces;
@@ -102,7 +102,7 @@ pub(crate) enum Lane {
     Handshakes,
 }
 
-/// The sockets of one family.
+/// The sockets of one family, of one shard.
 #[derive(Debug)]
 struct Lanes {
     data: Socket,
@@ -111,11 +111,15 @@ struct Lanes {
     gro: bool,
 }
 
-/// Sockets for each family that the machine has.
+/// Sockets of one shard for each family that the machine has.
 #[derive(Debug)]
 pub struct Udp {
     v4: Option<Lanes>,
     v6: Option<Lanes>,
+    /// How many shards there are.
+    shards: u8,
+    /// It is the first one's, which decides how datagrams are dealt out.
+    leads: bool,
     port: u16,
     mark: u32,
     allowed: Offloads,
@@ -131,11 +135,25 @@ impl Udp {
     /// # Errors
     /// [`UdpError`]; there are then no sockets, and others are as they were.
     pub fn bind(port: u16, mark: u32, allowed: Offloads) -> Result<Self, UdpError> {
+        let mut all = Self::bind_shards(port, mark, allowed, 1)?;
+        Ok(all.remove(0))
+    }
+
+    /// As [`Udp::bind`], for so many shards, at least one; the first is the one that takes initiations.
+    ///
+    /// # Errors
+    /// [`UdpError`], also where the kernel does not deal datagrams out to several shards.
+    pub fn bind_shards(
+        port: u16,
+        mark: u32,
+        allowed: Offloads,
+        shards: u8,
+    ) -> Result<Vec<Self>, UdpError> {
         let failed = |source| UdpError::Bind { port, source };
         let mut last = None;
         for _ in 0..if port == 0 { PORT_TRIES } else { 1 } {
-            match Self::bind_once(port, allowed) {
-                Ok(udp) => return udp.with_mark(mark),
+            match Self::bind_once(port, allowed, shards) {
+                Ok(all) => return all.into_iter().map(|udp| udp.with_mark(mark)).collect(),
                 Err(source) if source.kind() == io::ErrorKind::AddrInUse => last = Some(source),
                 Err(source) => return Err(failed(source)),
             }
@@ -217,8 +235,23 @@ impl Udp {
         self.lanes(Lane::Data).chain(self.lanes(Lane::Handshakes))
     }
 
-    /// Deals the sources of handshakes out to the sockets anew.
-    pub(crate) fn reshuffle(&self, deal: &Deal) {
+    /// Returns how many shards the port has sockets for.
+    pub(crate) fn shards(&self) -> u8 {
+        self.shards
+    }
+
+    /// Deals the sources of handshakes out to the sockets anew: the addresses of peers are known, and
+    /// nobody outside knows the secret.
+    pub(crate) fn reshuffle(&self, secret: u32, known: Vec<IpAddr>) {
+        if !self.leads {
+            return;
+        }
+        let shards = self.shards;
+        let deal = &Deal {
+            shards,
+            secret,
+            known,
+        };
         for (domain, lanes) in [(Domain::IPV4, &self.v4), (Domain::IPV6, &self.v6)] {
             if let Some(lanes) = lanes
                 && !lanes.handshakes.is_empty()
@@ -247,92 +280,129 @@ impl Udp {
         Ok(self)
     }
 
-    fn bind_once(port: u16, allowed: Offloads) -> io::Result<Self> {
-        let v4 = present(Lanes::open(
-            Domain::IPV4,
-            SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
-            allowed.udp_gro,
-        ))?;
-        let port = match &v4 {
+    fn bind_once(port: u16, allowed: Offloads, shards: u8) -> io::Result<Vec<Self>> {
+        let open = |domain, address, port| {
+            let address = SocketAddr::new(address, port);
+            present(Lanes::open(domain, address, allowed.udp_gro, shards))
+        };
+        let mut v4 = open(Domain::IPV4, Ipv4Addr::UNSPECIFIED.into(), port)?;
+        let port = match v4.first() {
             Some(lanes) => local_port(&lanes.data)?,
             None => port,
         };
-        let v6 = present(Lanes::open(
-            Domain::IPV6,
-            SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
-            allowed.udp_gro,
-        ))?;
-        let port = match (&v4, &v6) {
+        let mut v6 = open(Domain::IPV6, Ipv6Addr::UNSPECIFIED.into(), port)?;
+        let port = match (v4.first(), v6.first()) {
             (None, Some(lanes)) => local_port(&lanes.data)?,
             (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
             _ => port,
         };
-        let udp = Self {
-            v4,
-            v6,
-            port,
-            mark: 0,
-            allowed,
-            segments: false,
-            pieces: OnceLock::new(),
-        };
-        let known = |socket| int_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT).is_ok();
-        let segments = allowed.udp_segment && udp.lanes(Lane::Data).all(known);
-        Ok(Self { segments, ..udp })
+        let (mut v4, mut v6) = (v4.drain(..), v6.drain(..));
+        let all = (0..shards).map(|shard| {
+            let udp = Self {
+                v4: v4.next(),
+                v6: v6.next(),
+                shards,
+                leads: shard == 0,
+                port,
+                mark: 0,
+                allowed,
+                segments: false,
+                pieces: OnceLock::new(),
+            };
+            let known = |socket| int_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT).is_ok();
+            let segments = allowed.udp_segment && udp.lanes(Lane::Data).all(known);
+            Self { segments, ..udp }
+        });
+        Ok(all.collect())
     }
 }
 
 impl Lanes {
-    fn open(domain: Domain, address: SocketAddr, gro: bool) -> io::Result<Self> {
-        Self::open_with(domain, address, gro, steer::attach)
+    fn open(domain: Domain, address: SocketAddr, gro: bool, shards: u8) -> io::Result<Vec<Self>> {
+        Self::open_with(domain, address, gro, shards, steer::attach)
     }
 
     fn open_with(
         domain: Domain,
         address: SocketAddr,
         gro: bool,
+        shards: u8,
         attach: Attach,
-    ) -> io::Result<Self> {
+    ) -> io::Result<Vec<Self>> {
         let data = open(domain, BUFFER_BYTES)?;
         let gro = gro && set_int_option(&data, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         // Alone and without SO_REUSEPORT: a port that another WireGuard has is refused here.
         data.bind(&address.into())?;
-        let handshakes = split_off_handshakes(domain, &data, attach);
-        let handshakes = match handshakes {
-            Ok(handshakes) => handshakes,
+        let parts = match split(domain, &data, shards, attach) {
+            Ok(parts) => parts,
+            Err(error) if shards > 1 => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "no sockets of their own for handshakes: a flood of them can cost data");
                 // Nobody else shall share the port.
                 data.set_reuse_port(false)?;
-                Vec::new()
+                Parts::default()
             }
         };
-        Ok(Self {
-            data,
-            handshakes,
-            gro,
-        })
+        let data = std::iter::once(data).chain(parts.data);
+        // Only where there is one shard may it have none.
+        let handshakes = parts.handshakes.into_iter().chain([Vec::new()]);
+        let lanes = data.zip(handshakes).map(|(data, handshakes)| {
+            // It was set for the first one.
+            let gro = gro && set_int_option(&data, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+            Self {
+                data,
+                handshakes,
+                gro,
+            }
+        });
+        Ok(lanes.collect())
     }
 }
 
 /// How the kernel is told which socket is for what.
 type Attach = fn(Domain, &Socket, &Deal) -> io::Result<()>;
 
-/// Makes more sockets on the port of the first, for all that is no data message.
-fn split_off_handshakes(domain: Domain, data: &Socket, attach: Attach) -> io::Result<Vec<Socket>> {
+/// The sockets on the port of the first.
+#[derive(Default)]
+struct Parts {
+    /// For data, of each shard but the first.
+    data: Vec<Socket>,
+    /// For all else, of each shard.
+    handshakes: Vec<Vec<Socket>>,
+}
+
+/// Makes more sockets on the port of the first: for all that is no data message, and for the data of
+/// other shards. In the order that `steer.rs` counts them.
+fn split(domain: Domain, data: &Socket, shards: u8, attach: Attach) -> io::Result<Parts> {
     let address = data.local_addr()?;
     data.set_reuse_port(true)?;
-    let open_one = |_| {
-        let socket = open(domain, HANDSHAKE_BUFFER_BYTES)?;
-        socket.set_reuse_port(true)?;
-        socket.bind(&address)?;
-        Ok(socket)
+    let open_some = |count: u32, buffer_bytes| {
+        let open_one = |_| {
+            let socket = open(domain, buffer_bytes)?;
+            socket.set_reuse_port(true)?;
+            socket.bind(&address)?;
+            Ok(socket)
+        };
+        (0..count).map(open_one).collect::<io::Result<Vec<_>>>()
     };
-    let handshakes = (0..steer::lanes())
-        .map(open_one)
-        .collect::<io::Result<Vec<_>>>()?;
-    attach(domain, data, &Deal::default())?;
-    Ok(handshakes)
+    let others = open_some(u32::from(shards) - 1, BUFFER_BYTES)?;
+    let handshakes = (0..shards).map(|shard| {
+        let lanes = match shard {
+            0 => steer::lanes(),
+            _ => steer::answer_lanes(),
+        };
+        open_some(lanes, HANDSHAKE_BUFFER_BYTES)
+    });
+    let parts = Parts {
+        data: others,
+        handshakes: handshakes.collect::<io::Result<_>>()?,
+    };
+    let deal = Deal {
+        shards,
+        ..Deal::default()
+    };
+    attach(domain, data, &deal)?;
+    Ok(parts)
 }
 
 /// How many datagrams the kernel has dropped at a socket.
@@ -393,16 +463,16 @@ fn open(domain: Domain, receive_bytes: libc::c_int) -> io::Result<Socket> {
 }
 
 /// A family that the machine does not have is no error.
-fn present(lanes: io::Result<Lanes>) -> io::Result<Option<Lanes>> {
+fn present(lanes: io::Result<Vec<Lanes>>) -> io::Result<Vec<Lanes>> {
     match lanes {
-        Ok(lanes) => Ok(Some(lanes)),
+        Ok(lanes) => Ok(lanes),
         Err(error)
             if matches!(
                 error.raw_os_error(),
                 Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)
             ) =>
         {
-            Ok(None)
+            Ok(Vec::new())
         }
         Err(error) => Err(error),
     }
@@ -468,6 +538,18 @@ impl UdpBook {
 }
 
 impl UdpCounters {
+    /// Adds what the sockets of another shard have counted.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.send_errors += other.send_errors;
+        self.send_unreachable += other.send_unreachable;
+        self.send_refused += other.send_refused;
+        self.send_too_large += other.send_too_large;
+        self.send_no_buffers += other.send_no_buffers;
+        self.receive_errors += other.receive_errors;
+        self.receive_overflows += other.receive_overflows;
+        self.handshake_overflows += other.handshake_overflows;
+    }
+
     fn count_send_error(&mut self, code: Option<i32>) {
         self.send_errors += 1;
         match code {

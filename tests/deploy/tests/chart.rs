@@ -298,6 +298,28 @@ fn names_of_accounts_follow_the_releases_namespace() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_tunnel_that_is_to_have_several_shards_may_deal_packets_out_to_them() -> Result<()> {
+    if skipped("helm") {
+        return Ok(());
+    }
+    for (shards, argument, right) in [("0", false, false), ("1", true, false), ("4", true, true)] {
+        let objects = rendered(&with(&[&format!("tunnel.shards={shards}")]))?;
+        let mut tunnels = objects.iter().filter(|object| {
+            object["kind"] == "DaemonSet" && object["metadata"]["name"] == "warren-tunnel"
+        });
+        let container = &tunnels.next().unwrap()["spec"]["template"]["spec"]["containers"][0];
+        let mut arguments = container["args"].as_array().unwrap().iter();
+        let asked = arguments.any(|given| *given == format!("--shards={shards}"));
+        assert_eq!(asked, argument, "{shards} shards");
+        let mut added = vec!["NET_ADMIN", "NET_RAW"];
+        added.extend(right.then_some("BPF"));
+        let capabilities = &container["securityContext"]["capabilities"];
+        assert_eq!(capabilities["add"], json!(added), "{shards} shards");
+    }
+    Ok(())
+}
+
 /// Every container with what it may; another right is another line here.
 #[test]
 fn containers_have_the_rights_that_they_need_and_no_more() -> Result<()> {

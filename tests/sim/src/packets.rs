@@ -328,7 +328,7 @@ fn send(world: &mut World, from: usize, source: IpAddr, to: IpAddr) -> Vec<u8> {
         _ => return Vec::new(),
     };
     world.with_engine(from, |engine, now, out| {
-        engine.handle_tun_packet(now, &packet, out)
+        engine.handle_tun_packet(now, &packet, out);
     });
     packet
 }

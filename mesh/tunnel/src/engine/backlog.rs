@@ -131,16 +131,15 @@ impl Engine {
         if identity.gate.asks_who_is_known() {
             let peers = self.peers.iter().flatten();
             let addresses = peers.filter_map(|peer| Some(peer.endpoint?.ip()));
-            identity.gate.know(addresses);
+            let elsewhere = self.elsewhere.addresses();
+            identity.gate.know(addresses.chain(elsewhere));
         }
         if let Some(address) = unheard {
             self.call_back(now, address);
+            self.call_back_elsewhere(address, out);
         }
         match verdict {
-            Verdict::Admit(_) if self.backlog.is_free(now.monotonic) => {
-                self.complete_handshake(now, source, handshake, out)
-            }
-            Verdict::Admit(class) => self.backlog.push(now.monotonic, class, source, handshake),
+            Verdict::Admit(class) => self.handle_admitted(now, class, source, handshake, out),
             Verdict::Cookie => {
                 out.datagrams.room(cookie.len()).copy_from_slice(&cookie);
                 out.datagrams.commit(cookie.len(), source.into());
@@ -151,9 +150,24 @@ impl Engine {
         }
     }
 
+    /// Does the key exchange of a handshake that may cost one, or puts it aside.
+    pub(super) fn handle_admitted(
+        &mut self,
+        now: Now,
+        class: Class,
+        source: Endpoint,
+        handshake: &[u8],
+        out: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        match self.backlog.is_free(now.monotonic) {
+            true => self.complete_handshake(now, source, handshake, out),
+            false => self.backlog.push(now.monotonic, class, source, handshake),
+        }
+    }
+
     /// Begins a handshake with the peers at an address whose own initiations are not told from
     /// forged ones: to ours only they have the answer.
-    fn call_back(&mut self, now: Now, address: IpAddr) {
+    pub(super) fn call_back(&mut self, now: Now, address: IpAddr) {
         let cut_off = |id: &PeerId| {
             let peer = self.peers.get(id.0 as usize).and_then(Option::as_ref);
             peer.is_some_and(|peer| {
@@ -206,6 +220,10 @@ impl Engine {
                 let identity = self.identity.as_ref().ok_or(DropReason::NoPrivateKey)?;
                 let key = identity.initiator(handshake)?;
                 let id = *self.by_key.get(&key).ok_or(DropReason::UnknownPeer)?;
+                if !id.is_here() {
+                    self.hand_over(id, source, handshake, out);
+                    return Ok(());
+                }
                 self.with_peer(id, now, out, |peer, ctx| {
                     peer.handle_initiation(ctx, source, handshake)
                 })?

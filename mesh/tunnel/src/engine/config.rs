@@ -12,19 +12,16 @@ use crate::peer::Peer;
 use crate::session::{Identity, Session, SessionParts};
 use crate::time::Now;
 
-/// The indices of one generation: 24 bits, less the bit of the generation.
-const INDICES: usize = 1 << 23;
-/// Random indices are found at once while most of them are free.
-const MAX_PEERS: usize = INDICES / 2;
-
 /// Why a request was refused. The device is then as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// More peers than session indices allow.
-    #[error("set: {peers} peers are more than the {MAX_PEERS} that have session indices")]
+    #[error("set: {peers} peers are more than the {most} that have session indices")]
     TooManyPeers {
         /// How many there would be at most.
         peers: usize,
+        /// How many there may be.
+        most: usize,
     },
 }
 
@@ -39,9 +36,12 @@ impl Engine {
     /// [`ApplyError::TooManyPeers`]: the caller can only ask for fewer.
     pub fn apply(&mut self, now: Now, request: &SetRequest) -> Result<(), ApplyError> {
         let peers = self.by_key.len() + request.peers.len();
-        if peers > MAX_PEERS {
-            return Err(ApplyError::TooManyPeers { peers });
+        // Random indices are found at once while most of them are free.
+        let most = self.elsewhere.place().sessions() as usize / 2;
+        if peers > most {
+            return Err(ApplyError::TooManyPeers { peers, most });
         }
+        self.elsewhere.note_request();
         if let Some(private_key) = &request.private_key {
             self.set_private_key(now.monotonic, private_key.clone());
         }
@@ -83,13 +83,13 @@ impl Engine {
     fn device(&self, handshake_time: impl Fn(&Now) -> Duration) -> uapi::Device {
         let mut allowed_ips = vec![Vec::new(); self.peers.len()];
         for (prefix, id) in self.allowed_ips.iter() {
-            allowed_ips[id.0 as usize].push(prefix);
+            allowed_ips[id.slot()].push(prefix);
         }
         let peers = self
             .by_key
             .values()
             .filter_map(|id| {
-                let peer = self.peers[id.0 as usize].as_ref()?;
+                let peer = self.peers[id.slot()].as_ref()?;
                 Some(uapi::Peer {
                     preshared_key: peer.preshared_key.clone(),
                     endpoint: peer.endpoint,
@@ -98,7 +98,7 @@ impl Engine {
                     tx_bytes: peer.tx_bytes,
                     persistent_keepalive: peer.keepalive_seconds,
                     path_probes: peer.path_probes,
-                    allowed_ips: std::mem::take(&mut allowed_ips[id.0 as usize]),
+                    allowed_ips: std::mem::take(&mut allowed_ips[id.slot()]),
                     ..uapi::Peer::new(peer.public_key)
                 })
             })
@@ -145,9 +145,27 @@ impl Engine {
             None if update.update_only => return,
             None => self.add_peer(key),
         };
-        let mut start = known.is_none();
+        self.update_state(now, id, update, known.is_none());
+        if update.replace_allowed_ips {
+            self.allowed_ips.remove_all(&id);
+        }
+        for allowed_ip in &update.allowed_ips {
+            match allowed_ip {
+                AllowedIpUpdate::Add(prefix) => {
+                    self.allowed_ips.insert(*prefix, id);
+                }
+                AllowedIpUpdate::Remove(prefix) => {
+                    self.allowed_ips.remove_if_owner(prefix, &id);
+                }
+            }
+        }
+    }
+
+    /// Changes what only a peer of this shard has.
+    fn update_state(&mut self, now: Instant, id: PeerId, update: &PeerUpdate, new: bool) {
+        let mut start = new;
         let mut new_keys = false;
-        let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
+        let Some(Some(peer)) = self.peers.get_mut(id.slot()) else {
             return;
         };
         if let Some(preshared_key) = &update.preshared_key {
@@ -184,33 +202,23 @@ impl Engine {
         if start {
             self.enqueue_start(id, now);
         }
-        if update.replace_allowed_ips {
-            self.allowed_ips.remove_all(&id);
-        }
-        for allowed_ip in &update.allowed_ips {
-            match allowed_ip {
-                AllowedIpUpdate::Add(prefix) => {
-                    self.allowed_ips.insert(*prefix, id);
-                }
-                AllowedIpUpdate::Remove(prefix) => {
-                    self.allowed_ips.remove_if_owner(prefix, &id);
-                }
-            }
-        }
     }
 
     fn add_peer(&mut self, key: PublicKey) -> PeerId {
-        let peer = Some(Box::new(Peer::new(key, self.default_inner_mtu)));
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.peers[id.0 as usize] = peer;
-                id
+        let shard = self.elsewhere.add_peer();
+        let here = shard == self.elsewhere.place().own();
+        let peer = here.then(|| Box::new(Peer::new(key, self.default_inner_mtu)));
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.peers[slot as usize] = peer;
+                slot
             }
             None => {
                 self.peers.push(peer);
-                PeerId(self.peers.len() as u32 - 1)
+                self.peers.len() as u32 - 1
             }
         };
+        let id = self.elsewhere.id(shard, slot);
         self.by_key.insert(key, id);
         id
     }
@@ -220,7 +228,8 @@ impl Engine {
             return;
         };
         self.allowed_ips.remove_all(&id);
-        if let Some(mut peer) = self.peers[id.0 as usize].take() {
+        self.elsewhere.remove_peer(id);
+        if let Some(mut peer) = self.peers[id.slot()].take() {
             peer.waiting.clear(
                 DropReason::PeerGone,
                 &mut self.budget,
@@ -230,13 +239,13 @@ impl Engine {
                 self.by_index.remove(&index);
             }
         }
-        self.free.push(id);
+        self.free.push(id.slot() as u32);
     }
 
     /// Ends a peer's session, whose keys are no longer the right ones: boringtun cannot change them.
     /// The next one is made when it is needed.
     fn end_session(&mut self, id: PeerId) {
-        let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
+        let Some(Some(peer)) = self.peers.get_mut(id.slot()) else {
             return;
         };
         if let Some(old) = peer.index.take() {
@@ -284,9 +293,10 @@ impl Engine {
     }
 
     fn new_index(&mut self) -> u32 {
-        let generation = if self.generation { INDICES as u32 } else { 0 };
+        let place = self.elsewhere.place();
         loop {
-            let index = generation | self.random.below(INDICES as u64) as u32;
+            let session = self.random.below(place.sessions().into()) as u32;
+            let index = place.index(self.generation, session);
             if !self.by_index.contains_key(&index) {
                 return index;
             }

@@ -3,11 +3,12 @@
 
 mod backlog;
 mod config;
+mod elsewhere;
 mod report;
 mod timers;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use warren_core::AllowedIps;
@@ -29,9 +30,11 @@ use crate::peer::{Context, OnePiece, Peer};
 use crate::queue::QueueBudget;
 use crate::random::Random;
 use crate::session::Identity;
+use crate::shards::{Place, ShardId};
 use crate::source::{Endpoint, Source};
 use crate::time::Now;
 use backlog::Backlog;
+use elsewhere::Elsewhere;
 use timers::Timers;
 
 /// The largest inner packet: the length field of IPv4.
@@ -56,6 +59,8 @@ pub struct EngineConfig {
     pub newest_stamp: Duration,
     /// How many messages one key pair is good for.
     pub message_limits: MessageLimits,
+    /// Which of the device's shards it is.
+    pub place: Place,
 }
 
 impl EngineConfig {
@@ -69,6 +74,7 @@ impl EngineConfig {
             default_inner_mtu_bytes: 1420,
             newest_stamp: Duration::ZERO,
             message_limits: MessageLimits::default(),
+            place: Place::ALONE,
         }
     }
 }
@@ -96,7 +102,23 @@ pub struct Counters {
     pub drops: Drops,
 }
 
-/// A peer's place in the device. It may be used again after the peer is gone.
+impl Counters {
+    /// Adds what another shard of the device has counted.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.tun_rx_packets += other.tun_rx_packets;
+        self.tun_tx_packets += other.tun_tx_packets;
+        self.path_probes += other.path_probes;
+        self.udp_rx_datagrams += other.udp_rx_datagrams;
+        self.udp_tx_datagrams += other.udp_tx_datagrams;
+        self.udp_tx_fragmented += other.udp_tx_fragmented;
+        self.handshakes += other.handshakes;
+        self.roamed += other.roamed;
+        self.drops.add(&other.drops);
+    }
+}
+
+/// A peer's place in the device. It may be used again after the peer is gone. The top bits are 0 for
+/// a peer of this shard, see [`elsewhere`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PeerId(u32);
 
@@ -126,7 +148,8 @@ pub struct Engine {
     stamps: StampClock,
     message_limits: MessageLimits,
     peers: Vec<Option<Box<Peer>>>,
-    free: Vec<PeerId>,
+    /// Places that are free again.
+    free: Vec<u32>,
     by_key: BTreeMap<PublicKey, PeerId>,
     by_index: HashMap<u32, PeerId>,
     allowed_ips: AllowedIps<PeerId>,
@@ -139,6 +162,7 @@ pub struct Engine {
     changed: bool,
     random: Random,
     scratch: Box<[u8]>,
+    elsewhere: Elsewhere,
 }
 
 impl Engine {
@@ -176,25 +200,37 @@ impl Engine {
             changed: false,
             random: Random::new(config.seed),
             scratch: vec![0; MAX_PACKET + 16].into(),
+            elsewhere: Elsewhere::new(config.place),
         }
     }
 
-    /// Takes a packet from the TUN and sends it to the peer that has its destination.
+    /// Takes a packet from the TUN and sends it to the peer that has its destination. Returns the
+    /// shard that is to take it instead, where that peer is another one's.
     #[inline]
-    pub fn handle_tun_packet(&mut self, now: Now, packet: &[u8], out: &mut Outbox) {
-        self.counters.tun_rx_packets += 1;
+    pub fn handle_tun_packet(
+        &mut self,
+        now: Now,
+        packet: &[u8],
+        out: &mut Outbox,
+    ) -> Option<ShardId> {
         let header = match InnerHeader::parse(packet) {
             Some(header) if packet.len() <= MAX_PACKET => header,
-            _ => return self.counters.drops.count(DropReason::TunMalformed),
+            _ => return self.drop_from_tun(DropReason::TunMalformed, 1),
         };
         let Some(&id) = self.allowed_ips.lookup(header.destination) else {
-            return self.counters.drops.count(DropReason::NoRoute);
+            return self.drop_from_tun(DropReason::NoRoute, 1);
         };
+        if !id.is_here() {
+            return Some(self.shard_of(id));
+        }
+        self.counters.tun_rx_packets += 1;
         self.with_peer(id, now, out, |peer, ctx| peer.send(ctx, packet));
+        None
     }
 
     /// Takes a super-packet from the TUN, or a packet whose checksum is not computed yet, and sends
-    /// the packets that it is made of; `offload` is `None` where nobody knows what those are.
+    /// the packets that it is made of; `offload` is `None` where nobody knows what those are. Returns
+    /// what [`Engine::handle_tun_packet`] does.
     #[inline]
     pub fn handle_tun_frame(
         &mut self,
@@ -202,27 +238,40 @@ impl Engine {
         frame: &mut [u8],
         offload: Option<Offload>,
         out: &mut Outbox,
-    ) {
+    ) -> Option<ShardId> {
         if offload == Some(Offload::default()) {
             return self.handle_tun_packet(now, frame, out);
         }
         let header = InnerHeader::parse(frame).filter(|_| frame.len() <= MAX_PACKET);
+        let owner = header.and_then(|header| self.allowed_ips.lookup(header.destination).copied());
+        // Before anything in the frame is changed: the other shard does that.
+        if let Some(id) = owner
+            && !id.is_here()
+        {
+            return Some(self.shard_of(id));
+        }
         let segments = offload.and_then(|offload| Segments::new(frame, offload));
-        let (Some(header), Some(mut segments)) = (header, segments) else {
-            self.counters.tun_rx_packets += 1;
-            return self.counters.drops.count(DropReason::TunMalformed);
+        let (Some(_), Some(mut segments)) = (header, segments) else {
+            return self.drop_from_tun(DropReason::TunMalformed, 1);
         };
         let packets = segments.count() as u64;
-        self.counters.tun_rx_packets += packets;
-        let Some(&id) = self.allowed_ips.lookup(header.destination) else {
-            let drops = &mut self.counters.drops;
-            return drops.count_many(DropReason::NoRoute, packets);
+        let Some(id) = owner else {
+            return self.drop_from_tun(DropReason::NoRoute, packets);
         };
+        self.counters.tun_rx_packets += packets;
         self.with_peer(id, now, out, |peer, ctx| {
             while let Some(packet) = segments.next_segment() {
                 peer.send(ctx, packet);
             }
         });
+        None
+    }
+
+    #[cold]
+    fn drop_from_tun(&mut self, reason: DropReason, packets: u64) -> Option<ShardId> {
+        self.counters.tun_rx_packets += packets;
+        self.counters.drops.count_many(reason, packets);
+        None
     }
 
     /// Takes a datagram from the network. What it carries goes to the TUN only if it authenticates
@@ -264,14 +313,14 @@ impl Engine {
         self.public_key
     }
 
-    /// Returns the number of peers.
+    /// Returns the number of peers, those of other shards included.
     pub fn peer_count(&self) -> usize {
         self.by_key.len()
     }
 
-    /// Goes through the endpoints of the peers that have one.
-    pub(crate) fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.peers.iter().flatten().filter_map(|peer| peer.endpoint)
+    /// Goes through the addresses of the peers that have an endpoint, those of other shards included.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.own_addresses().chain(self.elsewhere.addresses())
     }
 
     /// Returns the bytes of packets that wait for handshakes now.
@@ -346,7 +395,7 @@ impl Engine {
     /// whose endpoint was behind this device: our addresses or routes have changed.
     pub fn handle_routes_changed(&mut self) {
         for id in self.by_key.values() {
-            let peer = self.peers[id.0 as usize].as_ref();
+            let peer = self.peers[id.slot()].as_ref();
             if peer.is_some_and(|peer| peer.source.is_some() || peer.endpoint_loops) {
                 self.path_queries.push_back(*id);
             }
@@ -454,8 +503,8 @@ impl Engine {
 
     /// Lends the peer what it needs, and looks after its timers afterwards.
     ///
-    /// INVARIANT: an id that is in `by_key`, `by_index` or `allowed_ips` has a peer; a peer leaves
-    /// all three before it leaves `peers`.
+    /// INVARIANT: an id of this shard that is in `by_key`, `by_index` or `allowed_ips` has a peer; a
+    /// peer leaves all three before it leaves `peers`.
     #[inline]
     fn with_peer<R>(
         &mut self,

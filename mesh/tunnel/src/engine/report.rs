@@ -17,7 +17,7 @@ impl Engine {
     ) -> Vec<PeerPath> {
         let peers = self.by_key.values();
         let paths = peers.filter_map(|id| {
-            let peer = self.peers[id.0 as usize].as_ref()?;
+            let peer = self.peers[id.slot()].as_ref()?;
             let mut path = PeerPath::new(peer.public_key);
             if let Some(session) = &peer.session {
                 session.notes().report(now, &mut path);

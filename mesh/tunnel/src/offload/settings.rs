@@ -42,6 +42,16 @@ impl Offloads {
         }
     }
 
+    /// Those that these and the others have in common.
+    pub(crate) fn both(self, other: Self) -> Self {
+        Self {
+            tso: self.tso && other.tso,
+            uso: self.uso && other.uso,
+            udp_segment: self.udp_segment && other.udp_segment,
+            udp_gro: self.udp_gro && other.udp_gro,
+        }
+    }
+
     fn names(self) -> impl Iterator<Item = &'static str> {
         [
             (self.tso, "tso"),

@@ -26,6 +26,12 @@ fn lane_of(lanes: &Lanes, from: &str, datagram: &[u8]) -> Option<usize> {
     panic!("a datagram of {} bytes was lost", datagram.len());
 }
 
+fn one(opened: io::Result<Vec<Lanes>>) -> Lanes {
+    let mut lanes = opened.unwrap();
+    assert_eq!(lanes.len(), 1);
+    lanes.remove(0)
+}
+
 fn kind_of(lanes: &Lanes, from: &str, datagram: &[u8]) -> Option<Kind> {
     let lane = lane_of(lanes, from, datagram)?;
     Some(Kind::of(lane).unwrap())
@@ -45,7 +51,7 @@ fn datagram(kind: u8, len: usize, set: Option<usize>) -> Vec<u8> {
 
 fn check_kinds(domain: Domain, address: &str, source: &str) {
     let at = SocketAddr::new(address.parse().unwrap(), 0);
-    let lanes = Lanes::open(domain, at, true).unwrap();
+    let lanes = one(Lanes::open(domain, at, true, 1));
     assert_eq!(lanes.handshakes.len(), steer::lanes() as usize);
     let kind = |bytes: &[u8]| kind_of(&lanes, source, bytes);
     for len in [32, 33, 148, 1452] {
@@ -89,7 +95,7 @@ fn each_kind_of_message_has_sockets_of_its_own_in_both_families() {
 #[test]
 fn peers_have_sockets_apart_from_strangers_however_many_they_are() {
     let at = "127.0.0.1:0".parse().unwrap();
-    let lanes = Lanes::open(Domain::IPV4, at, true).unwrap();
+    let lanes = one(Lanes::open(Domain::IPV4, at, true, 1));
     let initiation = datagram(1, 148, None);
     let known = |n: u32| IpAddr::V4(Ipv4Addr::from_bits(0x7f01_0000 + 3 * n));
     for (count, secret) in [
@@ -106,6 +112,7 @@ fn peers_have_sockets_apart_from_strangers_however_many_they_are() {
         let deal = Deal {
             secret,
             known: known_addresses,
+            ..Deal::default()
         };
         steer::attach(Domain::IPV4, &lanes.data, &deal).unwrap();
         for n in [0, count / 3, count / 2, count - 1] {
@@ -126,6 +133,7 @@ fn peers_have_sockets_apart_from_strangers_however_many_they_are() {
         let deal = Deal {
             secret: n.wrapping_mul(0x9e37_79b9),
             known: all.clone(),
+            ..Deal::default()
         };
         steer::attach(Domain::IPV4, &lanes.data, &deal).unwrap();
         kind_of(&lanes, &known(1234).to_string(), &initiation) == Some(Kind::Peers)
@@ -137,12 +145,12 @@ fn peers_have_sockets_apart_from_strangers_however_many_they_are() {
 #[test]
 fn the_sources_are_spread_over_the_sockets_of_their_kind_and_anew_by_each_secret() {
     let at = "127.0.0.1:0".parse().unwrap();
-    let lanes = Lanes::open(Domain::IPV4, at, true).unwrap();
+    let lanes = one(Lanes::open(Domain::IPV4, at, true, 1));
     let sources: Vec<String> = (1..60).map(|n| format!("127.0.{n}.1")).collect();
     let dealt = |secret| {
         let deal = Deal {
             secret,
-            known: Vec::new(),
+            ..Deal::default()
         };
         steer::attach(Domain::IPV4, &lanes.data, &deal).unwrap();
         let sources = sources.iter();
@@ -162,7 +170,7 @@ fn the_sources_are_spread_over_the_sockets_of_their_kind_and_anew_by_each_secret
 fn where_the_kernel_refuses_everything_comes_to_the_one_socket_and_the_port_is_ours_alone() {
     let at = "127.0.0.1:0".parse().unwrap();
     let refuse: Attach = |_, _, _| Err(io::ErrorKind::Unsupported.into());
-    let lanes = Lanes::open_with(Domain::IPV4, at, true, refuse).unwrap();
+    let lanes = one(Lanes::open_with(Domain::IPV4, at, true, 1, refuse));
     assert!(lanes.handshakes.is_empty());
     for (kind, len) in [(1, 148), (2, 92), (3, 64), (4, 64), (0, 0)] {
         for n in 1..20 {
@@ -252,4 +260,94 @@ fn a_way_that_takes_no_trains_is_remembered_until_routes_change() {
     }
     sender.forget_refusals();
     assert!(!sender.has_refusals());
+}
+
+/// Which shard gets the datagram, and in its socket for data or in which other.
+fn shard_of(all: &[Lanes], datagram: &[u8]) -> (usize, Option<usize>) {
+    let to = all[0].data.local_addr().unwrap().as_socket().unwrap();
+    let sender = UdpSocket::bind((to.ip(), 0)).unwrap();
+    sender.send_to(datagram, to).unwrap();
+    let mut arena = ReceiveArena::new();
+    for _ in 0..500 {
+        for (shard, lanes) in all.iter().enumerate() {
+            if arena.receive(&lanes.data, BATCH).is_ok() {
+                return (shard, None);
+            }
+            let mut handshakes = lanes.handshakes.iter();
+            if let Some(lane) = handshakes.position(|socket| arena.receive(socket, BATCH).is_ok()) {
+                return (shard, Some(lane));
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("a datagram of {} bytes was lost", datagram.len());
+}
+
+fn check_shards(domain: Domain, address: &str, shards: u8) {
+    let at = SocketAddr::new(address.parse().unwrap(), 0);
+    let all = Lanes::open(domain, at, true, shards).unwrap();
+    assert_eq!(all.len(), usize::from(shards));
+    for secret in [7, 0x8000_0001] {
+        let deal = Deal {
+            shards,
+            secret,
+            known: vec![address.parse().unwrap()],
+        };
+        steer::attach(domain, &all[0].data, &deal).unwrap();
+        for place in crate::Place::all(shards) {
+            let shard = usize::from(place.own().number());
+            for generation in [false, true] {
+                let receiver = place.index(generation, 77) << 8 | 5;
+                let with = |kind, len, at: usize| {
+                    let mut bytes = datagram(kind, len, None);
+                    bytes[at..at + 4].copy_from_slice(&receiver.to_le_bytes());
+                    bytes
+                };
+                for len in [32, 1452] {
+                    assert_eq!(shard_of(&all, &with(4, len, 4)), (shard, None));
+                }
+                for (kind, len, at) in [(2, 92, 8), (3, 64, 4)] {
+                    let (got, lane) = shard_of(&all, &with(kind, len, at));
+                    assert_eq!(got, shard, "type {kind} of {shards}");
+                    assert_eq!(Kind::of(lane.unwrap()), Some(Kind::Answers));
+                }
+                // The sender's index is at the place of a data message's receiver.
+                let (got, lane) = shard_of(&all, &with(1, 148, 4));
+                assert_eq!((got, Kind::of(lane.unwrap())), (0, Some(Kind::Peers)));
+                let (got, _) = shard_of(&all, &with(9, 148, 4));
+                assert_eq!(got, 0);
+            }
+        }
+    }
+    // The number of a shard that there is not.
+    if shards < crate::shards::MAX_SHARDS {
+        let mut bytes = datagram(4, 64, None);
+        bytes[7] = 0x78;
+        assert_eq!(shard_of(&all, &bytes), (0, None));
+        let mut bytes = datagram(2, 92, None);
+        bytes[11] = 0x78;
+        assert_eq!(shard_of(&all, &bytes).0, 0);
+    }
+}
+
+#[test]
+fn each_shard_gets_what_is_for_its_sessions_and_the_first_all_initiations() {
+    let families = [(Domain::IPV4, "127.0.0.1"), (Domain::IPV6, "::1")];
+    for (domain, address) in families {
+        if let Err(error) = UdpSocket::bind((address, 0)) {
+            println!("skipped: no {address}: {error}");
+            continue;
+        }
+        for shards in [2, 3, 16] {
+            check_shards(domain, address, shards);
+        }
+    }
+}
+
+#[test]
+fn where_the_kernel_does_not_deal_out_several_shards_are_refused() {
+    let at = "127.0.0.1:0".parse().unwrap();
+    let refuse: Attach = |_, _, _| Err(io::ErrorKind::Unsupported.into());
+    let refused = Lanes::open_with(Domain::IPV4, at, true, 4, refuse);
+    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::Unsupported);
 }
