@@ -208,6 +208,7 @@ impl Engine {
             }
             None => {
                 self.peers.push(peer);
+                self.make_room();
                 PeerId(self.peers.len() as u32 - 1)
             }
         };
@@ -215,15 +216,25 @@ impl Engine {
         id
     }
 
+    /// Takes the memory that a device of so many peers may ever need for lists of them.
+    fn make_room(&mut self) {
+        let peers = self.peers.len();
+        self.timers.grow_to(peers);
+        for list in [&mut self.starts, &mut self.wanted, &mut self.path_queries] {
+            list.reserve(peers.saturating_sub(list.len()));
+        }
+    }
+
     fn remove_peer(&mut self, key: &PublicKey) {
         let Some(id) = self.by_key.remove(key) else {
             return;
         };
+        self.timers.cancel(id);
         self.allowed_ips.remove_all(&id);
         if let Some(mut peer) = self.peers[id.0 as usize].take() {
             peer.waiting.clear(
                 DropReason::PeerGone,
-                &mut self.budget,
+                &mut self.pool,
                 &mut self.counters.drops,
             );
             if let Some(index) = peer.index {
@@ -244,10 +255,11 @@ impl Engine {
         }
         peer.waiting.clear(
             DropReason::PeerGone,
-            &mut self.budget,
+            &mut self.pool,
             &mut self.counters.drops,
         );
         peer.deadline = None;
+        self.timers.cancel(id);
         if let Some(session) = peer.session.take() {
             peer.last_initiation = session.into_last_initiation();
         }

@@ -5,6 +5,7 @@ mod backlog;
 mod config;
 mod report;
 mod timers;
+mod wheel;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -23,10 +24,11 @@ use crate::message::{DATA_OVERHEAD, Message};
 use crate::offload::{Offload, Segments};
 use crate::outbox::Outbox;
 use crate::outcome::OpenedKind;
+use crate::pace::Pace;
 use crate::path_notes::DropNotes;
 use crate::path_probe::ProbeMessage;
 use crate::peer::{Context, OnePiece, Peer};
-use crate::queue::QueueBudget;
+use crate::queue::QueuePool;
 use crate::random::Random;
 use crate::session::Identity;
 use crate::source::{Endpoint, Source};
@@ -47,7 +49,7 @@ pub struct EngineConfig {
     pub seed: u64,
     /// The top bit of all session indices: two generations of one device can share a UDP port.
     pub generation: bool,
-    /// The bytes of packets that may wait for handshakes, over all peers.
+    /// The memory for packets that wait for handshakes, over all peers, in bytes.
     pub queue_limit_bytes: usize,
     /// The inner MTU in bytes of a peer whose path is not known yet.
     pub default_inner_mtu_bytes: usize,
@@ -132,9 +134,12 @@ pub struct Engine {
     allowed_ips: AllowedIps<PeerId>,
     timers: Timers,
     backlog: Backlog,
+    /// The peers that a handshake is to be begun with, and those of them that packets wait for.
     starts: VecDeque<PeerId>,
+    wanted: VecDeque<PeerId>,
     path_queries: VecDeque<PeerId>,
-    budget: QueueBudget,
+    pool: QueuePool,
+    pace: Pace,
     counters: Counters,
     changed: bool,
     random: Random,
@@ -164,14 +169,13 @@ impl Engine {
             by_key: BTreeMap::new(),
             by_index: HashMap::new(),
             allowed_ips: AllowedIps::new(),
-            timers: Timers::default(),
-            backlog: Backlog::default(),
+            timers: Timers::new(),
+            backlog: Backlog::new(),
             starts: VecDeque::new(),
+            wanted: VecDeque::new(),
             path_queries: VecDeque::new(),
-            budget: QueueBudget {
-                limit_bytes: config.queue_limit_bytes,
-                used_bytes: 0,
-            },
+            pool: QueuePool::new(config.queue_limit_bytes),
+            pace: Pace::default(),
             counters: Counters::default(),
             changed: false,
             random: Random::new(config.seed),
@@ -190,7 +194,7 @@ impl Engine {
         let Some(&id) = self.allowed_ips.lookup(header.destination) else {
             return self.counters.drops.count(DropReason::NoRoute);
         };
-        self.with_peer(id, now, out, |peer, ctx| peer.send(ctx, packet));
+        self.hand_over(id, now, out, |peer, ctx| peer.send(ctx, packet));
     }
 
     /// Takes a super-packet from the TUN, or a packet whose checksum is not computed yet, and sends
@@ -218,10 +222,12 @@ impl Engine {
             let drops = &mut self.counters.drops;
             return drops.count_many(DropReason::NoRoute, packets);
         };
-        self.with_peer(id, now, out, |peer, ctx| {
+        self.hand_over(id, now, out, |peer, ctx| {
+            let mut wanted = false;
             while let Some(packet) = segments.next_segment() {
-                peer.send(ctx, packet);
+                wanted |= peer.send(ctx, packet);
             }
+            wanted
         });
     }
 
@@ -276,7 +282,7 @@ impl Engine {
 
     /// Returns the bytes of packets that wait for handshakes now.
     pub fn waiting_bytes(&self) -> usize {
-        self.budget.used_bytes
+        self.pool.used_bytes()
     }
 
     /// Returns the time since the Unix epoch that a handshake would be stamped with now. It goes
@@ -381,7 +387,7 @@ impl Engine {
         let len = match opened.kind {
             OpenedKind::Keepalive => return Ok(()),
             OpenedKind::Malformed => {
-                let inside = &out.packets.room(data.len())[..data.len() - DATA_OVERHEAD];
+                let inside = &out.packets.last_room()[..data.len() - DATA_OVERHEAD];
                 match ProbeMessage::parse(inside) {
                     Some(probe) => {
                         self.counters.path_probes += 1;
@@ -391,7 +397,7 @@ impl Engine {
                     None => Err(DropReason::InnerMalformed),
                 }
             }
-            OpenedKind::Packet(len) => self.accept_inner(id, out.packets.room(len)),
+            OpenedKind::Packet(len) => self.accept_inner(id, &out.packets.last_room()[..len]),
         };
         match len {
             Ok(len) => {
@@ -452,10 +458,32 @@ impl Engine {
             .ok_or(DropReason::UnknownIndex)
     }
 
-    /// Lends the peer what it needs, and looks after its timers afterwards.
-    ///
-    /// INVARIANT: an id that is in `by_key`, `by_index` or `allowed_ips` has a peer; a peer leaves
-    /// all three before it leaves `peers`.
+    /// Hands packets over to a peer, which tells whether a handshake is to be begun in its turn. So is
+    /// its session made, which costs a key exchange too.
+    #[inline]
+    fn hand_over(
+        &mut self,
+        id: PeerId,
+        now: Now,
+        out: &mut Outbox,
+        send: impl FnOnce(&mut Peer, &mut Context<'_>) -> bool,
+    ) {
+        let wanted = match self.has_session(id) || self.pace.allows(now.monotonic) {
+            true => self.with_peer(id, now, out, send),
+            false => self.lend_to_peer(id, now, out, send),
+        };
+        if wanted {
+            self.enqueue_wanted(id, now.monotonic);
+        }
+    }
+
+    #[inline]
+    fn has_session(&self, id: PeerId) -> bool {
+        let peer = self.peers[id.0 as usize].as_ref();
+        peer.is_some_and(|peer| peer.session.is_some())
+    }
+
+    /// Lets a peer do something, with a session if the device has a key.
     #[inline]
     fn with_peer<R>(
         &mut self,
@@ -464,13 +492,25 @@ impl Engine {
         out: &mut Outbox,
         work: impl FnOnce(&mut Peer, &mut Context<'_>) -> R,
     ) -> R {
-        let made_before = out.datagrams().len();
-        if self.peers[id.0 as usize]
-            .as_ref()
-            .is_some_and(|peer| peer.session.is_none())
-        {
+        if !self.has_session(id) {
             self.make_session(now.monotonic, id);
         }
+        self.lend_to_peer(id, now, out, work)
+    }
+
+    /// Lends the peer what it needs, and looks after its timers afterwards.
+    ///
+    /// INVARIANT: an id that is in `by_key`, `by_index` or `allowed_ips` has a peer; a peer leaves
+    /// all three before it leaves `peers`.
+    #[inline]
+    fn lend_to_peer<R>(
+        &mut self,
+        id: PeerId,
+        now: Now,
+        out: &mut Outbox,
+        work: impl FnOnce(&mut Peer, &mut Context<'_>) -> R,
+    ) -> R {
+        let made_before = out.datagrams().len();
         let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
             unreachable!("peer {id:?} is looked up but gone");
         };
@@ -479,7 +519,9 @@ impl Engine {
             out,
             drops: &mut self.counters.drops,
             fragmented: &mut self.counters.udp_tx_fragmented,
-            budget: &mut self.budget,
+            pool: &mut self.pool,
+            pace: &mut self.pace,
+            has_key: self.identity.is_some(),
             scratch: &mut self.scratch,
         };
         let result = work(peer, &mut ctx);
