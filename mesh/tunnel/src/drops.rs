@@ -25,6 +25,8 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// A packet from the TUN is neither IPv4 nor IPv6, or its length is wrong.
     TunMalformed = "tun_malformed",
+    /// One input became more than there is room for: a super-packet in forged pieces.
+    OutboxFull = "outbox_full",
     /// No peer has the destination in its allowed IPs.
     NoRoute = "no_route",
     /// The peer has no endpoint yet.

@@ -10,6 +10,8 @@
 //! in, an [`Outbox`] out. [`shard::Shard`] is the loop that gives it a TUN device and sockets, and
 //! [`daemon`] puts the program of a node together, [`transient`] the drop-in for wireguard-go.
 
+#[cfg(test)]
+mod allocations;
 pub mod clock;
 pub mod control;
 pub mod daemon;
@@ -24,6 +26,7 @@ pub mod offload;
 pub mod options;
 mod outbox;
 mod outcome;
+mod pace;
 mod path_notes;
 mod path_probe;
 mod peer;

@@ -3,17 +3,20 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use crate::offload::MAX_SEGMENTS;
 use crate::shards::ring::HandedOver;
 use crate::source::Endpoint;
 
-/// What an arena starts with and shrinks back to: what is sent on at the latest, and what one more
-/// super-packet of 64 KB becomes.
-const ARENA_BYTES: usize = 384 * 1024;
 /// From so many bytes on the outbox wants to be emptied: what is in it shall still be in the
 /// processor's cache then.
 const FULL_BYTES: usize = 192 * 1024;
-/// An arena that a burst made larger than this is given back.
-const ARENA_KEPT_BYTES: usize = 4 * ARENA_BYTES;
+/// And what one more input may become. That is most for a super-packet of 64 KB in the smallest
+/// segments that Linux makes: 2,048 with headers of 72 bytes and our own 32, padded to 16.
+const INPUT_BYTES: usize = 352 * 1024;
+const ARENA_BYTES: usize = FULL_BYTES + INPUT_BYTES;
+/// The same in messages.
+const FULL_MESSAGES: usize = 2040;
+pub(crate) const MAX_MESSAGES: usize = FULL_MESSAGES + MAX_SEGMENTS + 8;
 
 /// Where a datagram goes, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +43,10 @@ impl From<Endpoint> for Way {
 
 /// The engine's output: datagrams for the network and packets for the TUN, in order.
 ///
-/// The bytes lie back to back in memory that is reused, so that no packet costs an allocation and
-/// neighbours to one endpoint can leave as one train. Empty it after each round of input.
+/// The bytes lie back to back in memory that is taken once, so that no packet costs an allocation and
+/// neighbours to one endpoint can leave as one train. It never grows: empty it after each round of
+/// input, and before the next input when it is full. Who does not loses packets, which are counted
+/// as `outbox_full`.
 #[derive(Debug)]
 pub struct Outbox {
     pub(crate) datagrams: Arena<Way>,
@@ -84,7 +89,7 @@ impl Outbox {
     /// Tells whether so much is in it that it is to be emptied before the next input.
     #[inline]
     pub fn is_full(&self) -> bool {
-        self.datagrams.used >= FULL_BYTES || self.packets.used >= FULL_BYTES
+        self.datagrams.is_full() || self.packets.is_full()
     }
 
     /// Forgets everything, and keeps the memory for the next round.
@@ -101,34 +106,47 @@ impl Default for Outbox {
     }
 }
 
-/// Messages back to back.
+/// Messages back to back, in memory of a fixed size.
 #[derive(Debug)]
 pub(crate) struct Arena<T> {
-    bytes: Vec<u8>,
+    bytes: Box<[u8]>,
     used: usize,
+    /// INVARIANT: never more than at the start there is room for.
     items: Vec<(T, Range<usize>)>,
 }
 
 impl<T> Arena<T> {
     fn new() -> Self {
         Self {
-            bytes: vec![0; ARENA_BYTES],
+            bytes: vec![0; ARENA_BYTES].into(),
             used: 0,
-            items: Vec::with_capacity(256),
+            items: Vec::with_capacity(MAX_MESSAGES),
         }
     }
 
-    /// Returns room for one message of at most `len` bytes; it counts only when committed.
+    fn is_full(&self) -> bool {
+        self.used >= FULL_BYTES || self.items.len() >= FULL_MESSAGES
+    }
+
+    /// Returns room for one message of at most `len` bytes; it counts only when committed. `None`
+    /// where there is no more: an arena that is not full has it for all that one input becomes.
     #[inline]
-    pub(crate) fn room(&mut self, len: usize) -> &mut [u8] {
-        let end = self.used + len;
-        if end > self.bytes.len() {
-            self.bytes.resize(end.next_power_of_two(), 0);
+    pub(crate) fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        if self.items.len() == MAX_MESSAGES {
+            return None;
         }
-        &mut self.bytes[self.used..end]
+        self.bytes.get_mut(self.used..self.used + len)
+    }
+
+    /// The first bytes of the last room.
+    #[inline]
+    pub(crate) fn last_room(&self) -> &[u8] {
+        &self.bytes[self.used..]
     }
 
     /// Makes the first `len` bytes of the last room a message.
+    ///
+    /// INVARIANT: called at most once for each room that there was.
     #[inline]
     pub(crate) fn commit(&mut self, len: usize, meta: T) {
         let range = self.used..self.used + len;
@@ -158,11 +176,17 @@ impl<T> Arena<T> {
         &mut self.bytes[self.items[number].1.clone()]
     }
 
-    /// The bytes of these messages; those that lie back to back are one slice.
+    /// The bytes in a range that [`Arena::joined`] has given.
+    #[inline]
+    pub(crate) fn bytes(&self, range: &Range<usize>) -> &[u8] {
+        &self.bytes[range.clone()]
+    }
+
+    /// Where the bytes of these messages are; those that lie back to back are one range.
     pub(crate) fn joined(
         &self,
         numbers: impl Iterator<Item = usize>,
-    ) -> impl Iterator<Item = &[u8]> {
+    ) -> impl Iterator<Item = Range<usize>> {
         let mut ranges = numbers
             .map(|number| self.items[number].1.clone())
             .peekable();
@@ -171,17 +195,13 @@ impl<T> Arena<T> {
             while let Some(next) = ranges.next_if(|next| next.start == joined.end) {
                 joined.end = next.end;
             }
-            Some(&self.bytes[joined])
+            Some(joined)
         })
     }
 
     fn clear(&mut self) {
         self.used = 0;
         self.items.clear();
-        if self.bytes.len() > ARENA_KEPT_BYTES {
-            self.bytes = vec![0; ARENA_BYTES];
-            self.items.shrink_to(256);
-        }
     }
 }
 
@@ -193,10 +213,10 @@ mod tests {
     fn only_committed_bytes_come_out_in_order() {
         let mut outbox = Outbox::new();
         let endpoint = Endpoint::from(SocketAddr::from(([192, 0, 2, 1], 1)));
-        outbox.datagrams.room(100)[..3].copy_from_slice(b"one");
+        outbox.datagrams.room(100).unwrap()[..3].copy_from_slice(b"one");
         outbox.datagrams.commit(3, endpoint.into());
-        outbox.datagrams.room(100).fill(9);
-        outbox.datagrams.room(3).copy_from_slice(b"two");
+        outbox.datagrams.room(100).unwrap().fill(9);
+        outbox.datagrams.room(3).unwrap().copy_from_slice(b"two");
         outbox.datagrams.commit(3, endpoint.into());
         let bytes: Vec<&[u8]> = outbox.datagrams().map(|(_, bytes)| bytes).collect();
         assert_eq!(bytes, [b"one", b"two"]);
@@ -208,40 +228,76 @@ mod tests {
     fn neighbours_are_joined_and_others_are_not() {
         let mut outbox = Outbox::new();
         for byte in 0..5 {
-            outbox.packets.room(4).fill(byte);
+            outbox.packets.room(4).unwrap().fill(byte);
             outbox.packets.commit(2, ());
         }
         let joined = |numbers: &[usize]| {
             let joined = outbox.packets.joined(numbers.iter().copied());
-            joined.map(<[u8]>::to_vec).collect::<Vec<_>>()
+            joined
+                .map(|range| outbox.packets.bytes(&range).to_vec())
+                .collect::<Vec<_>>()
         };
         assert_eq!(joined(&[0, 1, 3]), [&[0, 0, 1, 1][..], &[3, 3]]);
         assert_eq!(joined(&[4, 2]), [[4, 4], [2, 2]]);
         assert!(joined(&[]).is_empty());
     }
 
-    #[test]
-    fn it_is_full_before_it_has_to_grow() {
+    fn way() -> Way {
+        Endpoint::from(SocketAddr::from(([192, 0, 2, 1], 1))).into()
+    }
+
+    /// An outbox that one more message of that length would make full.
+    fn almost_full(len: usize) -> Outbox {
         let mut outbox = Outbox::new();
-        while !outbox.is_full() {
-            outbox.datagrams.room(1500);
-            outbox.datagrams.commit(
-                1500,
-                Endpoint::from(SocketAddr::from(([192, 0, 2, 1], 1))).into(),
-            );
+        loop {
+            outbox.datagrams.room(len).unwrap();
+            outbox.packets.room(len).unwrap();
+            let used = outbox.packets.used + len;
+            if used >= FULL_BYTES || outbox.packets.len() + 1 >= FULL_MESSAGES {
+                assert!(!outbox.is_full());
+                return outbox;
+            }
+            outbox.datagrams.commit(len, way());
+            outbox.packets.commit(len, ());
         }
-        assert_eq!(outbox.datagrams.bytes.len(), ARENA_BYTES);
     }
 
     #[test]
-    fn a_burst_grows_an_arena_only_until_it_is_cleared() {
-        let mut outbox = Outbox::new();
-        for _ in 0..1000 {
-            outbox.packets.room(65_535);
-            outbox.packets.commit(65_535, ());
+    fn what_is_not_full_has_room_for_any_input() {
+        for len in [32, 112, 1452, 65_535] {
+            let mut outbox = almost_full(len);
+            // The largest datagram or packet, and the most and the smallest segments.
+            assert!(outbox.packets.room(65_535).is_some());
+            let payload = 65_535usize.div_ceil(MAX_SEGMENTS);
+            let segment = (72 + payload).next_multiple_of(16) + 32;
+            for n in 0..MAX_SEGMENTS {
+                assert!(outbox.datagrams.room(segment).is_some(), "{n} after {len}");
+                outbox.datagrams.commit(segment, way());
+            }
         }
-        assert_eq!(outbox.packets().len(), 1000);
-        outbox.clear();
-        assert_eq!(outbox.packets.bytes.len(), ARENA_BYTES);
+    }
+
+    #[test]
+    fn it_never_grows_and_is_of_use_again_when_it_is_cleared() {
+        for len in [32, 65_535] {
+            let mut outbox = almost_full(len);
+            let memory = |outbox: &Outbox| {
+                let packets = &outbox.packets;
+                (
+                    packets.bytes.as_ptr(),
+                    packets.items.as_ptr(),
+                    packets.items.capacity(),
+                )
+            };
+            let before = memory(&outbox);
+            while outbox.packets.room(len).is_some() {
+                outbox.packets.commit(len, ());
+            }
+            assert!(outbox.packets.len() <= MAX_MESSAGES);
+            assert_eq!(memory(&outbox), before);
+            outbox.clear();
+            assert!(outbox.packets.room(65_535).is_some());
+            assert_eq!(memory(&outbox), before);
+        }
     }
 }

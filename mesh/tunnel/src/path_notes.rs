@@ -148,12 +148,17 @@ impl DropNotes {
                 notes.last = now;
             }
             _ => {
-                *notes = Some(Box::new(Self {
+                let first = Self {
                     reason,
                     packets: 1,
                     first: now,
                     last: now,
-                }));
+                };
+                // A peer may send packets of two such kinds by turns.
+                match notes {
+                    Some(notes) => **notes = first,
+                    None => *notes = Some(Box::new(first)),
+                }
             }
         }
     }

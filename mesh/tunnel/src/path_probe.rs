@@ -88,8 +88,8 @@ struct Round {
     top: u32,
     /// The largest size that was answered; 0 for none.
     heard: u32,
-    /// Sizes to ask for, smallest last.
-    asks: Vec<u32>,
+    /// How many sizes are still to be asked for: the top, then those below it, the smallest last.
+    asks: usize,
 }
 
 /// One peer's path.
@@ -138,8 +138,7 @@ impl PathProbe {
             return;
         }
         let top = self.limit.map_or(self.ceiling, |(bytes, _)| bytes);
-        let mut asks = vec![BASE, top];
-        asks.dedup();
+        let asks = if top == BASE { 1 } else { 2 };
         self.round = Some(Round {
             search: 0,
             until: now + ANSWER,
@@ -151,7 +150,17 @@ impl PathProbe {
 
     /// The next size to ask for.
     pub(crate) fn poll_ask(&mut self) -> Option<u32> {
-        self.round.as_mut()?.asks.pop()
+        let round = self.round.as_mut()?;
+        round.asks = round.asks.checked_sub(1)?;
+        let below = match round.search {
+            0 if round.top == BASE => 0,
+            0 => 1,
+            _ => sizes_below(round.top),
+        };
+        Some(match round.asks == below {
+            true => round.top,
+            false => SIZES[round.asks],
+        })
     }
 
     /// When [`PathProbe::handle_timeout`] has something to do.
@@ -210,13 +219,12 @@ impl PathProbe {
 
     fn begin_search(&mut self, now: Instant, search: u32, heard: u32) {
         let top = self.ceiling;
-        let smaller = SIZES.into_iter().filter(|size| *size < top);
         self.round = Some(Round {
             search,
             until: now + ANSWER,
             top,
             heard,
-            asks: smaller.chain([top]).collect(),
+            asks: sizes_below(top) + 1,
         });
     }
 
@@ -224,6 +232,11 @@ impl PathProbe {
         self.round = None;
         self.next_at = Some(now + wait);
     }
+}
+
+/// How many of the sizes are smaller.
+fn sizes_below(top: u32) -> usize {
+    SIZES.partition_point(|size| *size < top)
 }
 
 #[cfg(test)]

@@ -10,9 +10,10 @@ use crate::drops::{DropReason, Drops};
 use crate::inner::padded_len;
 use crate::outbox::{Outbox, Way};
 use crate::outcome::{Opened, Sealed};
+use crate::pace::Pace;
 use crate::path_notes::DropNotes;
 use crate::path_probe::{BASE, MESSAGE_LEN, PathProbe, ProbeMessage};
-use crate::queue::{QueueBudget, WaitingQueue};
+use crate::queue::{QueuePool, WaitingQueue};
 use crate::session::{Session, room_for};
 use crate::source::{Endpoint, Source};
 use crate::time::Now;
@@ -36,7 +37,11 @@ pub(crate) struct Context<'a> {
     pub(crate) drops: &'a mut Drops,
     /// Datagrams that do not arrive in one piece.
     pub(crate) fragmented: &'a mut u64,
-    pub(crate) budget: &'a mut QueueBudget,
+    pub(crate) pool: &'a mut QueuePool,
+    /// Whether packets may begin more handshakes now.
+    pub(crate) pace: &'a mut Pace,
+    /// Whether the device has a private key.
+    pub(crate) has_key: bool,
     pub(crate) scratch: &'a mut [u8],
 }
 
@@ -76,6 +81,8 @@ pub(crate) struct Peer {
     pub(crate) initiation_at: Option<Instant>,
     /// It is in the device's list of handshakes to begin.
     pub(crate) start_pending: bool,
+    /// And in that of those that packets wait for.
+    pub(crate) wanted: bool,
     /// Authentic packets of it that were dropped lately.
     pub(crate) dropped: Option<Box<DropNotes>>,
     /// How large packets to it may be that arrive.
@@ -139,7 +146,7 @@ impl Peer {
             session: None,
             last_initiation: None,
             index: None,
-            waiting: WaitingQueue::default(),
+            waiting: WaitingQueue::new(),
             inner_mtu,
             tx_bytes: 0,
             rx_bytes: 0,
@@ -148,6 +155,7 @@ impl Peer {
             path_asked_at: None,
             initiation_at: None,
             start_pending: false,
+            wanted: false,
             dropped: None,
             probe: PathProbe::default(),
             path_probes: false,
@@ -178,19 +186,51 @@ impl Peer {
         (self.keepalive_seconds > 0).then(|| Duration::from_secs(self.keepalive_seconds.into()))
     }
 
-    /// Sends an inner packet, or keeps it until there is a session.
+    /// When the timers are to call on it, as far as is known now; `None` for a peer at rest.
     #[inline]
-    pub(crate) fn send(&mut self, ctx: &mut Context<'_>, packet: &[u8]) {
-        let way = self.way();
-        let Some(session) = &mut self.session else {
-            return ctx.drops.count(DropReason::NoPrivateKey);
+    pub(crate) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        // Nothing can be sent where it is not known to be.
+        let (Some(session), Some(_)) = (&self.session, self.endpoint) else {
+            return None;
         };
+        let waiting = !self.waiting.is_empty();
+        // What the outbox had no room for.
+        let rest = waiting && !self.endpoint_loops && session.sendable(now);
+        // The handshake of one that is in a list is begun from there.
+        let due = session.deadline(now, waiting && !self.start_pending);
+        let others = self.probe.deadline().into_iter();
+        due.into_iter()
+            .chain(others)
+            .chain(rest.then_some(now))
+            .min()
+    }
+
+    /// Sends an inner packet, or keeps it until there is a session. Tells, once, that the device is
+    /// to begin a handshake soon.
+    #[inline]
+    pub(crate) fn send(&mut self, ctx: &mut Context<'_>, packet: &[u8]) -> bool {
+        let way = self.way();
+        if !ctx.has_key {
+            ctx.drops.count(DropReason::NoPrivateKey);
+            return false;
+        }
         let Some(endpoint) = way else {
-            return ctx.drops.count(DropReason::NoEndpoint);
+            ctx.drops.count(DropReason::NoEndpoint);
+            return false;
         };
         if self.endpoint_loops {
-            return ctx.drops.count(DropReason::EndpointLoop);
+            ctx.drops.count(DropReason::EndpointLoop);
+            return false;
         }
+        // What has waited goes first.
+        let waits = !self.waiting.is_empty() && {
+            self.send_waiting(ctx);
+            !self.waiting.is_empty()
+        };
+        let Some(session) = &mut self.session else {
+            self.waiting.push(packet, ctx.pool, ctx.drops);
+            return self.want_start();
+        };
         let padded = padded_len(packet.len(), self.inner_mtu);
         let packet_padded = if padded == packet.len() {
             packet
@@ -199,14 +239,30 @@ impl Peer {
             ctx.scratch[packet.len()..padded].fill(0);
             &ctx.scratch[..padded]
         };
-        let room = ctx.out.datagrams.room(room_for(padded));
-        let message = match session.seal(ctx.now.monotonic, packet_padded, room) {
+        let Some(room) = ctx.out.datagrams.room(room_for(padded)) else {
+            ctx.drops.count(DropReason::OutboxFull);
+            return false;
+        };
+        let sealed = match waits {
+            true => Sealed::NotReady,
+            false => session.seal(ctx.now.monotonic, packet_padded, room),
+        };
+        let mut wanted = false;
+        let message = match sealed {
             Sealed::Data(len) => Some(len),
             Sealed::Kept(message) => message,
             Sealed::NotReady => {
-                let initiation = session.initiate(ctx.now.monotonic, room);
-                self.waiting.push(packet, ctx.budget, ctx.drops);
-                initiation
+                self.waiting.push(packet, ctx.pool, ctx.drops);
+                let now = ctx.now.monotonic;
+                if session.sendable(now) {
+                    None
+                } else if ctx.pace.allows(now) {
+                    let initiation = session.initiate(now, room);
+                    initiation.inspect(|_| ctx.pace.note_begun())
+                } else {
+                    wanted = session.may_initiate(now);
+                    None
+                }
             }
         };
         if let Some(len) = message {
@@ -221,6 +277,14 @@ impl Peer {
             self.send_probes(ctx);
         }
         self.rekey_if_due(ctx);
+        wanted && self.want_start()
+    }
+
+    /// Wants to be begun with before those that nobody waits for; tells whether that is new.
+    #[cold]
+    fn want_start(&mut self) -> bool {
+        self.start_pending = true;
+        !std::mem::replace(&mut self.wanted, true)
     }
 
     /// Asks for the sizes that are to be asked for.
@@ -240,7 +304,9 @@ impl Peer {
             return;
         }
         message.write(&mut ctx.scratch[..len]);
-        let room = ctx.out.datagrams.room(room_for(len));
+        let Some(room) = ctx.out.datagrams.room(room_for(len)) else {
+            return;
+        };
         if let Sealed::Data(sent) = session.seal(ctx.now.monotonic, &ctx.scratch[..len], room) {
             // A probe is about its own size: never in pieces, nor with others.
             let way = Way {
@@ -278,7 +344,7 @@ impl Peer {
         }
     }
 
-    /// Sends everything that has waited for a session.
+    /// Sends what has waited for a session, as much as the outbox takes.
     pub(crate) fn send_waiting(&mut self, ctx: &mut Context<'_>) {
         let Some(endpoint) = self.way().filter(|_| !self.endpoint_loops) else {
             return;
@@ -288,26 +354,30 @@ impl Peer {
         };
         let now = ctx.now.monotonic;
         let one_piece = self.one_piece;
-        while let Some(len) = session.next_kept(now, ctx.out.datagrams.room(room_for(65_535))) {
+        while !ctx.out.is_full()
+            && let Some(room) = ctx.out.datagrams.room(room_for(65_535))
+            && let Some(len) = session.next_kept(now, room)
+        {
             one_piece.commit(ctx, len, endpoint);
             self.tx_bytes += len as u64;
         }
-        while session.sendable(now) {
-            let Some(packet) = self.waiting.pop(ctx.budget) else {
+        while session.sendable(now) && !ctx.out.is_full() {
+            let Some(len) = self.waiting.peek(ctx.pool, ctx.scratch) else {
                 return;
             };
-            let padded = padded_len(packet.len(), self.inner_mtu);
-            ctx.scratch[..packet.len()].copy_from_slice(&packet);
-            ctx.scratch[packet.len()..padded].fill(0);
-            let room = ctx.out.datagrams.room(room_for(padded));
-            match session.seal(now, &ctx.scratch[..padded], room) {
-                Sealed::Data(len) => {
-                    one_piece.commit(ctx, len, endpoint);
-                    self.tx_bytes += len as u64;
-                }
-                Sealed::Kept(_) => return,
-                Sealed::NotReady => return self.waiting.unpop(packet, ctx.budget),
+            let padded = padded_len(len, self.inner_mtu);
+            ctx.scratch[len..padded].fill(0);
+            let Some(room) = ctx.out.datagrams.room(room_for(padded)) else {
+                return;
+            };
+            let sealed = session.seal(now, &ctx.scratch[..padded], room);
+            if sealed == Sealed::NotReady {
+                return;
             }
+            self.waiting.pop(ctx.pool);
+            let Sealed::Data(len) = sealed else { return };
+            one_piece.commit(ctx, len, endpoint);
+            self.tx_bytes += len as u64;
         }
     }
 
@@ -327,6 +397,7 @@ impl Peer {
         let changed = self.probe.handle_timeout(now);
         self.note_path_limit(now, changed);
         self.send_probes(ctx);
+        self.send_waiting(ctx);
         let waiting = !self.waiting.is_empty();
         let mut gave_up = false;
         self.emit(ctx, |session, now, dst| {
@@ -337,7 +408,7 @@ impl Peer {
         if gave_up {
             tracing::debug!(peer = %self.public_key, "handshake given up after 90 s");
             self.waiting
-                .clear(DropReason::HandshakeTimeout, ctx.budget, ctx.drops);
+                .clear(DropReason::HandshakeTimeout, ctx.pool, ctx.drops);
         }
     }
 
@@ -358,6 +429,7 @@ impl Peer {
         self.emit(ctx, Session::before_initiation);
         let session = self.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
         let room = ctx.out.datagrams.room(room_for(0));
+        let room = room.ok_or(DropReason::OutboxFull)?;
         let len = session.handle_initiation(now, initiation, room)?;
         self.initiation_at = Some(now);
         ctx.out.datagrams.commit(len, source.into());
@@ -375,6 +447,7 @@ impl Peer {
     ) -> Result<bool, DropReason> {
         let session = self.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
         let room = ctx.out.datagrams.room(room_for(0));
+        let room = room.ok_or(DropReason::OutboxFull)?;
         let len = session.handle_response(ctx.now.monotonic, response, receiver, room)?;
         ctx.out.datagrams.commit(len, source.into());
         self.tx_bytes += len as u64;
@@ -394,6 +467,7 @@ impl Peer {
     ) -> Result<(Opened, bool), DropReason> {
         let session = self.session.as_mut().ok_or(DropReason::NoPrivateKey)?;
         let room = ctx.out.packets.room(data.len());
+        let room = room.ok_or(DropReason::OutboxFull)?;
         let opened = session.open(ctx.now.monotonic, data, receiver, room)?;
         let roamed = self.received(ctx.now.monotonic, source, data.len());
         if opened.completed {
@@ -519,8 +593,10 @@ impl Peer {
         let (Some(endpoint), Some(session)) = (way, &mut self.session) else {
             return;
         };
-        let room = ctx.out.datagrams.room(room_for(0));
-        if let Some(len) = make(session, ctx.now.monotonic, room) {
+        // Without room the timers try again.
+        if let Some(room) = ctx.out.datagrams.room(room_for(0))
+            && let Some(len) = make(session, ctx.now.monotonic, room)
+        {
             if self.endpoint_loops {
                 return ctx.drops.count(DropReason::EndpointLoop);
             }

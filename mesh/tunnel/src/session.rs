@@ -248,11 +248,16 @@ impl Session {
 
     /// Begins a handshake, unless one was begun in the last 5 s.
     pub(crate) fn initiate(&mut self, now: Instant, dst: &mut [u8]) -> Option<usize> {
-        if self.schedule.next_handshake().is_some_and(|at| now < at) {
-            None
-        } else {
+        if self.may_initiate(now) {
             self.initiate_now(now, dst)
+        } else {
+            None
         }
+    }
+
+    /// Whether [`Session::initiate`] would begin a handshake.
+    pub(crate) fn may_initiate(&self, now: Instant) -> bool {
+        self.schedule.next_handshake().is_none_or(|at| now >= at)
     }
 
     /// Begins the handshake that what was just sent or received has made due.

@@ -177,7 +177,7 @@ impl Shard {
             received: ReceiveArena::new(),
             data_batch: BATCH,
             frame: vec![0; FRAME_ROOM].into(),
-            sender: Sender::default(),
+            sender: Sender::new(),
             udp_book: UdpBook::default(),
             tun_writer: TunWriter::new(),
             frames: FrameCounters::default(),

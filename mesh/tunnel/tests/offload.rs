@@ -275,6 +275,12 @@ fn datagrams_are_put_together_by_the_64_and_only_where_that_is_allowed() {
 }
 
 #[test]
+fn segments_are_put_together_by_the_128_for_a_write_takes_a_thousand_parts() {
+    let packets: Vec<_> = (0..300).map(|n| tcp(n * 100, 100, ACK)).collect();
+    assert_eq!(counts(&packets), [128, 128, 44]);
+}
+
+#[test]
 fn a_datagram_without_a_checksum_stands_alone() {
     let mut bytes: Vec<_> = (0..3).map(|n| udp(n, 100).bytes()).collect();
     bytes[1][26..28].fill(0);

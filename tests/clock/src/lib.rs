@@ -7,6 +7,8 @@
 #![allow(clippy::unwrap_used)] // a harness of tests
 
 pub mod clock;
+mod hub;
 mod world;
 
+pub use hub::{Hub, Peers, Sent};
 pub use world::{Carried, Path, Side, World};

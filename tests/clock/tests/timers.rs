@@ -8,6 +8,9 @@ use warren_clock_tests::{Carried, World};
 use warren_core::uapi::PeerUpdate;
 use warren_tunnel::DropReason;
 
+/// What the engine's timers come late by at most.
+const TICK: Duration = Duration::from_millis(8);
+
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -131,7 +134,7 @@ fn a_handshake_is_retried_every_5_seconds_with_up_to_333_ms_of_jitter_for_90_sec
     }
     let (least, most) = (*apart.iter().min().unwrap(), *apart.iter().max().unwrap());
     assert!(
-        least >= seconds(5) && most <= Duration::from_millis(5_334),
+        least >= seconds(5) && most <= Duration::from_millis(5_334) + TICK,
         "{least:?} {most:?}"
     );
     assert!(
@@ -153,7 +156,7 @@ fn retries_keep_their_time_while_packets_go_on_coming() {
     for pair in at.windows(2) {
         let apart = pair[1] - pair[0];
         assert!(
-            apart >= seconds(5) && apart <= Duration::from_millis(5_334),
+            apart >= seconds(5) && apart <= Duration::from_millis(5_334) + TICK,
             "{apart:?}"
         );
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::{Engine, PeerId};
 use crate::drops::DropReason;
 use crate::gate::{Class, Verdict};
-use crate::message::{COOKIE_REPLY_LEN, Message};
+use crate::message::{COOKIE_REPLY_LEN, INITIATION_LEN, Message};
 use crate::outbox::Outbox;
 use crate::source::Endpoint;
 use crate::time::Now;
@@ -24,11 +24,30 @@ const MAX_WAITING: usize = 4096;
 #[derive(Debug)]
 struct Handshake {
     source: Endpoint,
-    bytes: Box<[u8]>,
+    message: [u8; INITIATION_LEN],
+    len: usize,
 }
 
-/// The waiting handshakes, those that prove something ahead.
-#[derive(Debug, Default)]
+impl Handshake {
+    /// `None` for what is longer than any handshake message.
+    fn new(source: Endpoint, bytes: &[u8]) -> Option<Self> {
+        let mut message = [0; INITIATION_LEN];
+        message.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        let len = bytes.len();
+        Some(Self {
+            source,
+            message,
+            len,
+        })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.message[..self.len]
+    }
+}
+
+/// The waiting handshakes, those that prove something ahead. They have their memory from the start.
+#[derive(Debug)]
 pub(super) struct Backlog {
     proven: VecDeque<Handshake>,
     unproven: VecDeque<Handshake>,
@@ -42,6 +61,17 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
+    pub(super) fn new() -> Self {
+        Self {
+            proven: VecDeque::with_capacity(MAX_WAITING),
+            unproven: VecDeque::with_capacity(MAX_WAITING),
+            since: None,
+            turn: None,
+            done: 0,
+            held: false,
+        }
+    }
+
     /// When the next ones are due: at once, in the next round.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.since.filter(|_| !self.held)
@@ -76,10 +106,8 @@ impl Backlog {
         if queue.len() >= MAX_WAITING {
             return Err(DropReason::HandshakeBacklog);
         }
-        queue.push_back(Handshake {
-            source,
-            bytes: handshake.into(),
-        });
+        let handshake = Handshake::new(source, handshake);
+        queue.push_back(handshake.ok_or(DropReason::DatagramMalformed)?);
         self.since.get_or_insert(now);
         Ok(())
     }
@@ -90,8 +118,9 @@ impl Backlog {
             .pop_front()
             .or_else(|| self.unproven.pop_front());
         if self.proven.is_empty() && self.unproven.is_empty() {
-            // The memory of a burst is given back.
-            (self.proven, self.unproven) = Default::default();
+            // The next one has its place in memory that was used before.
+            self.proven.clear();
+            self.unproven.clear();
             self.since = None;
         }
         next
@@ -141,7 +170,8 @@ impl Engine {
         match verdict {
             Verdict::Admit(class) => self.handle_admitted(now, class, source, handshake, out),
             Verdict::Cookie => {
-                out.datagrams.room(cookie.len()).copy_from_slice(&cookie);
+                let room = out.datagrams.room(cookie.len());
+                room.ok_or(DropReason::OutboxFull)?.copy_from_slice(&cookie);
                 out.datagrams.commit(cookie.len(), source.into());
                 self.counters.udp_tx_datagrams += 1;
                 Err(DropReason::UnderLoad)
@@ -169,7 +199,7 @@ impl Engine {
     /// forged ones: to ours only they have the answer.
     pub(super) fn call_back(&mut self, now: Now, address: IpAddr) {
         let cut_off = |id: &PeerId| {
-            let peer = self.peers.get(id.0 as usize).and_then(Option::as_ref);
+            let peer = self.peers.get(id.slot()).and_then(Option::as_ref);
             peer.is_some_and(|peer| {
                 let session = peer.session.as_ref();
                 peer.endpoint.is_some_and(|at| at.ip() == address)
@@ -188,12 +218,17 @@ impl Engine {
         self.backlog.held = held;
     }
 
-    /// Does the next of the key exchanges that wait; tells whether there was one.
+    /// Does the next of the key exchanges that wait; tells whether there was one, and room for what
+    /// comes of it.
     pub fn handle_backlog(&mut self, now: Now, out: &mut Outbox) -> bool {
-        let Some(Handshake { source, bytes }) = self.backlog.pop() else {
+        if out.is_full() {
+            return false;
+        }
+        let Some(handshake) = self.backlog.pop() else {
             return false;
         };
-        if let Err(reason) = self.complete_handshake(now, source, &bytes, out) {
+        let Handshake { source, .. } = handshake;
+        if let Err(reason) = self.complete_handshake(now, source, handshake.bytes(), out) {
             self.counters.drops.count(reason);
         }
         true
@@ -245,7 +280,7 @@ impl Engine {
     /// Whether a response to this index would be the answer to an initiation of ours.
     fn awaits_response(&self, receiver: u32) -> bool {
         self.peer_by_index(receiver).is_ok_and(|id| {
-            let peer = self.peers.get(id.0 as usize).and_then(Option::as_ref);
+            let peer = self.peers.get(id.slot()).and_then(Option::as_ref);
             let session = peer.and_then(|peer| peer.session.as_ref());
             session.is_some_and(|session| session.awaits(receiver))
         })

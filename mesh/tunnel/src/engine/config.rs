@@ -215,12 +215,22 @@ impl Engine {
             }
             None => {
                 self.peers.push(peer);
+                self.make_room();
                 self.peers.len() as u32 - 1
             }
         };
         let id = self.elsewhere.id(shard, slot);
         self.by_key.insert(key, id);
         id
+    }
+
+    /// Takes the memory that a device of so many peers may ever need for lists of them.
+    fn make_room(&mut self) {
+        let peers = self.peers.len();
+        self.timers.grow_to(peers);
+        for list in [&mut self.starts, &mut self.wanted, &mut self.path_queries] {
+            list.reserve(peers.saturating_sub(list.len()));
+        }
     }
 
     fn remove_peer(&mut self, key: &PublicKey) {
@@ -230,9 +240,10 @@ impl Engine {
         self.allowed_ips.remove_all(&id);
         self.elsewhere.remove_peer(id);
         if let Some(mut peer) = self.peers[id.slot()].take() {
+            self.timers.cancel(id);
             peer.waiting.clear(
                 DropReason::PeerGone,
-                &mut self.budget,
+                &mut self.pool,
                 &mut self.counters.drops,
             );
             if let Some(index) = peer.index {
@@ -253,10 +264,11 @@ impl Engine {
         }
         peer.waiting.clear(
             DropReason::PeerGone,
-            &mut self.budget,
+            &mut self.pool,
             &mut self.counters.drops,
         );
         peer.deadline = None;
+        self.timers.cancel(id);
         if let Some(session) = peer.session.take() {
             peer.last_initiation = session.into_last_initiation();
         }
@@ -273,7 +285,7 @@ impl Engine {
         let index = self.new_index();
         let random = self.random.fork();
         let (Some(Some(peer)), Some(identity)) =
-            (self.peers.get_mut(id.0 as usize), &self.identity)
+            (self.peers.get_mut(id.slot()), &self.identity)
         else {
             return;
         };

@@ -6,6 +6,7 @@ mod config;
 mod elsewhere;
 mod report;
 mod timers;
+mod wheel;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -24,10 +25,11 @@ use crate::message::{DATA_OVERHEAD, Message};
 use crate::offload::{Offload, Segments};
 use crate::outbox::Outbox;
 use crate::outcome::OpenedKind;
+use crate::pace::Pace;
 use crate::path_notes::DropNotes;
 use crate::path_probe::ProbeMessage;
 use crate::peer::{Context, OnePiece, Peer};
-use crate::queue::QueueBudget;
+use crate::queue::QueuePool;
 use crate::random::Random;
 use crate::session::Identity;
 use crate::shards::{Place, ShardId};
@@ -50,7 +52,7 @@ pub struct EngineConfig {
     pub seed: u64,
     /// The top bit of all session indices: two generations of one device can share a UDP port.
     pub generation: bool,
-    /// The bytes of packets that may wait for handshakes, over all peers.
+    /// The memory for packets that wait for handshakes, over all peers, in bytes.
     pub queue_limit_bytes: usize,
     /// The inner MTU in bytes of a peer whose path is not known yet.
     pub default_inner_mtu_bytes: usize,
@@ -155,9 +157,12 @@ pub struct Engine {
     allowed_ips: AllowedIps<PeerId>,
     timers: Timers,
     backlog: Backlog,
+    /// The peers that a handshake is to be begun with, and those of them that packets wait for.
     starts: VecDeque<PeerId>,
+    wanted: VecDeque<PeerId>,
     path_queries: VecDeque<PeerId>,
-    budget: QueueBudget,
+    pool: QueuePool,
+    pace: Pace,
     counters: Counters,
     changed: bool,
     random: Random,
@@ -188,14 +193,13 @@ impl Engine {
             by_key: BTreeMap::new(),
             by_index: HashMap::new(),
             allowed_ips: AllowedIps::new(),
-            timers: Timers::default(),
-            backlog: Backlog::default(),
+            timers: Timers::new(),
+            backlog: Backlog::new(),
             starts: VecDeque::new(),
+            wanted: VecDeque::new(),
             path_queries: VecDeque::new(),
-            budget: QueueBudget {
-                limit_bytes: config.queue_limit_bytes,
-                used_bytes: 0,
-            },
+            pool: QueuePool::new(config.queue_limit_bytes),
+            pace: Pace::default(),
             counters: Counters::default(),
             changed: false,
             random: Random::new(config.seed),
@@ -224,7 +228,7 @@ impl Engine {
             return Some(self.shard_of(id));
         }
         self.counters.tun_rx_packets += 1;
-        self.with_peer(id, now, out, |peer, ctx| peer.send(ctx, packet));
+        self.send_to_peer(id, now, out, |peer, ctx| peer.send(ctx, packet));
         None
     }
 
@@ -259,10 +263,12 @@ impl Engine {
             return self.drop_from_tun(DropReason::NoRoute, packets);
         };
         self.counters.tun_rx_packets += packets;
-        self.with_peer(id, now, out, |peer, ctx| {
+        self.send_to_peer(id, now, out, |peer, ctx| {
+            let mut wanted = false;
             while let Some(packet) = segments.next_segment() {
-                peer.send(ctx, packet);
+                wanted |= peer.send(ctx, packet);
             }
+            wanted
         });
         None
     }
@@ -325,7 +331,7 @@ impl Engine {
 
     /// Returns the bytes of packets that wait for handshakes now.
     pub fn waiting_bytes(&self) -> usize {
-        self.budget.used_bytes
+        self.pool.used_bytes()
     }
 
     /// Returns the time since the Unix epoch that a handshake would be stamped with now. It goes
@@ -343,7 +349,7 @@ impl Engine {
     /// Returns the next peer whose path is to be measured, see [`Engine::handle_path_mtu`].
     pub fn poll_path_query(&mut self) -> Option<PathQuery> {
         while let Some(id) = self.path_queries.pop_front() {
-            if let Some(Some(peer)) = self.peers.get(id.0 as usize)
+            if let Some(Some(peer)) = self.peers.get(id.slot())
                 && let Some(endpoint) = peer.endpoint
             {
                 return Some(PathQuery {
@@ -358,7 +364,7 @@ impl Engine {
 
     /// Takes the path's MTU in bytes, outer headers included: padding will not exceed it.
     pub fn handle_path_mtu(&mut self, now: Now, query: PathQuery, path_mtu_bytes: u32) {
-        if let Some(Some(peer)) = self.peers.get_mut(query.peer.0 as usize)
+        if let Some(Some(peer)) = self.peers.get_mut(query.peer.slot())
             && peer.endpoint == Some(query.endpoint)
         {
             peer.probe.set_ceiling(path_mtu_bytes);
@@ -374,7 +380,7 @@ impl Engine {
     /// Takes whether the way to the endpoint is by the link that the query's source came by. If so,
     /// the peer is answered from the address that it speaks to.
     pub fn handle_path_source(&mut self, query: PathQuery, good: bool) {
-        if let Some(Some(peer)) = self.peers.get_mut(query.peer.0 as usize)
+        if let Some(Some(peer)) = self.peers.get_mut(query.peer.slot())
             && peer.source == query.source
         {
             peer.note_source(good);
@@ -405,7 +411,7 @@ impl Engine {
     /// Takes that the way to the endpoint leads through this very device. The peer is not followed
     /// there; if it was told to be there, nothing is sent to it until that or the routes change.
     pub fn handle_path_loop(&mut self, now: Now, query: PathQuery) {
-        if let Some(Some(peer)) = self.peers.get_mut(query.peer.0 as usize)
+        if let Some(Some(peer)) = self.peers.get_mut(query.peer.slot())
             && peer.endpoint == Some(query.endpoint)
         {
             peer.note_endpoint_loops(now.monotonic);
@@ -430,7 +436,7 @@ impl Engine {
         let len = match opened.kind {
             OpenedKind::Keepalive => return Ok(()),
             OpenedKind::Malformed => {
-                let inside = &out.packets.room(data.len())[..data.len() - DATA_OVERHEAD];
+                let inside = &out.packets.last_room()[..data.len() - DATA_OVERHEAD];
                 match ProbeMessage::parse(inside) {
                     Some(probe) => {
                         self.counters.path_probes += 1;
@@ -440,7 +446,7 @@ impl Engine {
                     None => Err(DropReason::InnerMalformed),
                 }
             }
-            OpenedKind::Packet(len) => self.accept_inner(id, out.packets.room(len)),
+            OpenedKind::Packet(len) => self.accept_inner(id, &out.packets.last_room()[..len]),
         };
         match len {
             Ok(len) => {
@@ -449,7 +455,7 @@ impl Engine {
                 Ok(())
             }
             Err(reason) => {
-                if let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) {
+                if let Some(Some(peer)) = self.peers.get_mut(id.slot()) {
                     DropNotes::note(&mut peer.dropped, now.monotonic, reason);
                 }
                 Err(reason)
@@ -501,10 +507,32 @@ impl Engine {
             .ok_or(DropReason::UnknownIndex)
     }
 
-    /// Lends the peer what it needs, and looks after its timers afterwards.
-    ///
-    /// INVARIANT: an id of this shard that is in `by_key`, `by_index` or `allowed_ips` has a peer; a
-    /// peer leaves all three before it leaves `peers`.
+    /// Hands packets over to a peer, which tells whether a handshake is to be begun in its turn. So is
+    /// its session made, which costs a key exchange too.
+    #[inline]
+    fn send_to_peer(
+        &mut self,
+        id: PeerId,
+        now: Now,
+        out: &mut Outbox,
+        send: impl FnOnce(&mut Peer, &mut Context<'_>) -> bool,
+    ) {
+        let wanted = match self.has_session(id) || self.pace.allows(now.monotonic) {
+            true => self.with_peer(id, now, out, send),
+            false => self.lend_to_peer(id, now, out, send),
+        };
+        if wanted {
+            self.enqueue_wanted(id, now.monotonic);
+        }
+    }
+
+    #[inline]
+    fn has_session(&self, id: PeerId) -> bool {
+        let peer = self.peers[id.slot()].as_ref();
+        peer.is_some_and(|peer| peer.session.is_some())
+    }
+
+    /// Lets a peer do something, with a session if the device has a key.
     #[inline]
     fn with_peer<R>(
         &mut self,
@@ -513,14 +541,26 @@ impl Engine {
         out: &mut Outbox,
         work: impl FnOnce(&mut Peer, &mut Context<'_>) -> R,
     ) -> R {
-        let made_before = out.datagrams().len();
-        if self.peers[id.0 as usize]
-            .as_ref()
-            .is_some_and(|peer| peer.session.is_none())
-        {
+        if !self.has_session(id) {
             self.make_session(now.monotonic, id);
         }
-        let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
+        self.lend_to_peer(id, now, out, work)
+    }
+
+    /// Lends the peer what it needs, and looks after its timers afterwards.
+    ///
+    /// INVARIANT: an id of this shard that is in `by_key`, `by_index` or `allowed_ips` has a peer; a
+    /// peer leaves all three before it leaves `peers`.
+    #[inline]
+    fn lend_to_peer<R>(
+        &mut self,
+        id: PeerId,
+        now: Now,
+        out: &mut Outbox,
+        work: impl FnOnce(&mut Peer, &mut Context<'_>) -> R,
+    ) -> R {
+        let made_before = out.datagrams().len();
+        let Some(Some(peer)) = self.peers.get_mut(id.slot()) else {
             unreachable!("peer {id:?} is looked up but gone");
         };
         let mut ctx = Context {
@@ -528,7 +568,9 @@ impl Engine {
             out,
             drops: &mut self.counters.drops,
             fragmented: &mut self.counters.udp_tx_fragmented,
-            budget: &mut self.budget,
+            pool: &mut self.pool,
+            pace: &mut self.pace,
+            has_key: self.identity.is_some(),
             scratch: &mut self.scratch,
         };
         let result = work(peer, &mut ctx);

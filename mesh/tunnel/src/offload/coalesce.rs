@@ -10,11 +10,15 @@ mod run;
 
 use run::{Flow, Run};
 
+pub(crate) use run::MAX_PACKETS;
+
 use super::virtio::Offload;
 
 /// The places at which a run may be found again; a power of 2. Two flows that share one end each
 /// other's runs, which costs speed and nothing else.
 const PLACES: usize = 64;
+/// The packets that there is memory for from the start.
+const PACKETS: usize = 4096;
 /// Stands for no packet.
 const NONE: u32 = u32::MAX;
 
@@ -44,8 +48,8 @@ impl Coalescer {
     /// Makes one without packets.
     pub fn new() -> Self {
         Self {
-            runs: Vec::with_capacity(PLACES),
-            next: Vec::with_capacity(256),
+            runs: Vec::with_capacity(PACKETS),
+            next: Vec::with_capacity(PACKETS),
             open: [NONE; PLACES],
         }
     }

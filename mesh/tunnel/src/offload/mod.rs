@@ -18,6 +18,7 @@ mod settings;
 mod virtio;
 
 pub use checksum::Sum;
+pub(crate) use coalesce::MAX_PACKETS;
 pub use coalesce::{Coalescer, Frame};
 pub use segment::{MAX_SEGMENTS, Segments};
 pub use settings::Offloads;

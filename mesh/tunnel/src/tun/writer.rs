@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 
 use super::Tun;
-use crate::offload::{Coalescer, Frame};
+use crate::offload::{Coalescer, Frame, MAX_PACKETS};
 use crate::outbox::Arena;
 
 /// Writes what peers have sent.
@@ -57,14 +57,16 @@ impl TunWriter {
         let head = packets.get_mut(frame.head as usize);
         let (offload, headers_len) = self.coalescer.finish(frame, head);
         let header = offload.to_bytes(headers_len);
-        let mut parts = Vec::with_capacity(frame.packets as usize + 1);
-        parts.push(IoSlice::new(&header));
-        parts.push(IoSlice::new(packets.get(frame.head as usize)));
-        for (number, payload_at) in self.coalescer.followers(frame) {
+        let mut parts = [IoSlice::new(&[]); MAX_PACKETS + 1];
+        parts[0] = IoSlice::new(&header);
+        parts[1] = IoSlice::new(packets.get(frame.head as usize));
+        for (part, (number, payload_at)) in
+            parts[2..].iter_mut().zip(self.coalescer.followers(frame))
+        {
             let packet = packets.get(number as usize);
-            parts.push(IoSlice::new(&packet[payload_at..]));
+            *part = IoSlice::new(&packet[payload_at..]);
         }
-        tun.write_parts(&parts)
+        tun.write_parts(&parts[..frame.packets as usize + 1])
     }
 
     fn note(&mut self, written: io::Result<()>, packets: u64) {

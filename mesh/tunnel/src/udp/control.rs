@@ -17,7 +17,7 @@ const fn padded_space(data: usize) -> usize {
 }
 
 /// The control messages of one datagram, or of one train.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(8))]
 pub(crate) struct Control {
     bytes: [u8; CONTROL_BYTES],

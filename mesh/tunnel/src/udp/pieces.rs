@@ -5,7 +5,7 @@
 //! the tunnel's probes have found out what nobody told, the fragments are made here, and the kernel
 //! makes the rest of the packets: headers and way.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
@@ -66,22 +66,26 @@ impl Pieces {
         let IpAddr::V6(from) = source.address else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        let whole = udp_datagram((from, self.port), &to, datagram)?;
+        let udp = udp_header((from, self.port), &to, datagram)?;
         // Unpredictable, as RFC 7739 wants it: what was sealed ends with its tag.
         let identification = datagram.last_chunk::<4>().copied().unwrap_or_default();
         let address = SockAddr::from(SocketAddrV6::new(*to.ip(), 0, 0, to.scope_id()));
         let mut control = Control::EMPTY;
         control.push_source(source);
-        let last = whole.len().div_ceil(PIECE).saturating_sub(1);
-        for (n, piece) in whole.chunks(PIECE).enumerate() {
+        let len = UDP_HEADER + datagram.len();
+        for start in (0..len).step_by(PIECE) {
+            let end = len.min(start + PIECE);
             // In eights of bytes, three bits to the left; the lowest bit says that more follow.
-            let offset = (n * PIECE) as u16 | u16::from(n < last);
-            let mut message = Vec::with_capacity(FRAGMENT_HEADER + piece.len());
-            message.extend([UDP, 0]);
-            message.extend(offset.to_be_bytes());
-            message.extend(identification);
-            message.extend(piece);
-            self.send_message(&address, &mut control, &message)?;
+            let offset = start as u16 | u16::from(end < len);
+            let mut fragment = [0; FRAGMENT_HEADER];
+            fragment[0] = UDP;
+            fragment[2..4].copy_from_slice(&offset.to_be_bytes());
+            fragment[4..].copy_from_slice(&identification);
+            // The UDP header is in the first of them.
+            let header = if start == 0 { &udp[..] } else { &[] };
+            let data = &datagram[start.saturating_sub(UDP_HEADER)..end - UDP_HEADER];
+            let parts = [&fragment[..], header, data].map(IoSlice::new);
+            self.send_message(&address, &mut control, &parts)?;
         }
         Ok(())
     }
@@ -90,23 +94,20 @@ impl Pieces {
         &self,
         address: &SockAddr,
         control: &mut Control,
-        message: &[u8],
+        parts: &[IoSlice<'_>],
     ) -> io::Result<()> {
-        let mut vector = libc::iovec {
-            iov_base: message.as_ptr().cast_mut().cast(),
-            iov_len: message.len(),
-        };
         // SAFETY: plain data, for which all zero is a value.
         let mut header: libc::msghdr = unsafe { mem::zeroed() };
-        header.msg_iov = &raw mut vector;
-        header.msg_iovlen = 1;
+        // By its documentation an IoSlice is an iovec.
+        header.msg_iov = parts.as_ptr().cast_mut().cast();
+        header.msg_iovlen = parts.len() as _;
         header.msg_name = address.as_ptr().cast_mut().cast();
         header.msg_namelen = address.len();
         control.attach(&mut header);
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let mut waited = false;
         loop {
-            // SAFETY: the header points to one vector of the message, to the address and to the
+            // SAFETY: the header points to the parts of the message, to the address and to the
             // control message, all of which outlive the call, which only reads them.
             let sent = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const header, flags) };
             if sent >= 0 {
@@ -141,25 +142,23 @@ impl Pieces {
     }
 }
 
-/// The datagram with its UDP header.
-fn udp_datagram(
+/// The UDP header of a datagram.
+fn udp_header(
     (from, port): (Ipv6Addr, u16),
     to: &SocketAddrV6,
     data: &[u8],
-) -> io::Result<Vec<u8>> {
+) -> io::Result<[u8; UDP_HEADER]> {
     let length = u16::try_from(UDP_HEADER + data.len())
         .map_err(|_| io::Error::from_raw_os_error(libc::EMSGSIZE))?;
-    let mut whole = Vec::with_capacity(length.into());
-    whole.extend(port.to_be_bytes());
-    whole.extend(to.port().to_be_bytes());
-    whole.extend(length.to_be_bytes());
-    whole.extend([0, 0]);
-    whole.extend(data);
+    let mut header = [0; UDP_HEADER];
+    header[..2].copy_from_slice(&port.to_be_bytes());
+    header[2..4].copy_from_slice(&to.port().to_be_bytes());
+    header[4..6].copy_from_slice(&length.to_be_bytes());
     let sum = Sum::default().plus(&from.octets()).plus(&to.ip().octets());
-    let sum = sum.plus_u16(length).plus_u16(UDP.into()).plus(&whole);
-    let checksum = sum.nonzero_checksum();
-    whole[6..8].copy_from_slice(&checksum.to_be_bytes());
-    Ok(whole)
+    let sum = sum.plus_u16(length).plus_u16(UDP.into());
+    let checksum = sum.plus(&header).plus(data).nonzero_checksum();
+    header[6..].copy_from_slice(&checksum.to_be_bytes());
+    Ok(header)
 }
 
 /// A raw socket is given a copy of each fragment that arrives: of none.

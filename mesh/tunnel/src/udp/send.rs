@@ -11,37 +11,57 @@ use socket2::SockAddr;
 use warren_core::peer_path::SendFailure;
 
 use super::control::Control;
-use super::trains::{Train, Trains};
+use super::trains::{MAX_DATAGRAMS, Train, Trains};
 use super::{Lanes, Udp, UdpBook};
-use crate::outbox::Outbox;
+use crate::outbox::{Arena, Outbox, Way};
 use crate::source::Endpoint;
 use crate::sys::{check, wait_writable};
 
-/// The messages of one system call.
+/// The messages of one system call, and the slices that they are made of: neighbours in the outbox
+/// are one.
 const BATCH: usize = 64;
+const MAX_SLICES: usize = 256;
 /// How long a full send buffer is waited for. The TUN's queue fills up meanwhile, which slows the
 /// senders down; dropping would make them send again.
 const WAIT_WRITABLE_MS: libc::c_int = 10;
 /// The most endpoints that are remembered for taking no trains.
 const MAX_REFUSING: usize = 4096;
 
-/// Sends what is in an outbox.
-#[derive(Debug, Default)]
+/// Sends what is in an outbox, with memory that it has from the start.
+#[derive(Debug)]
 pub(crate) struct Sender {
     trains: Trains,
+    batch: Batch,
+    /// The datagrams of a train that the kernel does not take as one.
+    singles: Batch,
     /// Endpoints whose way takes no trains: by a device that computes no checksums.
     refusing: BTreeSet<SocketAddr>,
 }
 
 impl Sender {
+    pub(crate) fn new() -> Self {
+        Self {
+            trains: Trains::new(),
+            batch: Batch::new(),
+            singles: Batch::new(),
+            refusing: BTreeSet::new(),
+        }
+    }
+
     /// Sends what is for the network; what cannot be sent is counted and passed over.
     pub(crate) fn send(&mut self, udp: &Udp, out: &Outbox, book: &mut UdpBook) {
-        let (with_trains, refusing) = (udp.offloads().udp_segment, &self.refusing);
-        self.trains.plan(out.outgoing(), |endpoint| {
+        let Self {
+            trains,
+            batch,
+            singles,
+            refusing,
+        } = self;
+        let with_trains = udp.offloads().udp_segment;
+        trains.plan(out.outgoing(), |endpoint| {
             with_trains && (refusing.is_empty() || !refusing.contains(endpoint))
         });
-        let mut batch = Batch::new(-1);
-        for train in self.trains.as_slice() {
+        let arena = &out.datagrams;
+        for train in trains.as_slice() {
             let endpoint = train.way.endpoint;
             let socket = match endpoint.address {
                 SocketAddr::V4(_) => &udp.v4,
@@ -54,26 +74,26 @@ impl Sender {
                 book.failures.note(endpoint.address, SendFailure::NoFamily);
                 continue;
             };
-            let datagrams = self.trains.datagrams(train);
+            let datagrams = trains.datagrams(train);
             if train.way.in_pieces
                 && let Some(pieces) = udp.pieces()
             {
                 // What is before it leaves before it.
-                batch.flush(book, &mut self.refusing);
+                batch.flush(arena, book, refusing, singles);
                 for number in datagrams {
-                    let sent = pieces.send(endpoint, out.datagrams.get(number));
+                    let sent = pieces.send(endpoint, arena.get(number));
                     book.note(endpoint.address, sent);
                 }
                 continue;
             }
             let descriptor = socket.as_raw_fd();
-            if batch.descriptor != descriptor || batch.items.len() == BATCH {
-                batch.flush(book, &mut self.refusing);
+            if batch.descriptor != descriptor || !batch.has_room_for(train) {
+                batch.flush(arena, book, refusing, singles);
                 batch.descriptor = descriptor;
             }
-            batch.push(train, out.datagrams.joined(datagrams));
+            batch.push(train, arena.joined(datagrams));
         }
-        batch.flush(book, &mut self.refusing);
+        batch.flush(arena, book, refusing, singles);
     }
 
     #[cfg(test)]
@@ -88,14 +108,17 @@ impl Sender {
 }
 
 /// Trains for one socket.
-struct Batch<'a> {
+#[derive(Debug)]
+struct Batch {
     descriptor: RawFd,
+    /// INVARIANT: of both never more than at the start there is room for.
     items: Vec<Item>,
-    /// The bytes of all items; neighbours in the outbox are one slice.
-    slices: Vec<&'a [u8]>,
+    /// Where the bytes of all items are.
+    slices: Vec<Range<usize>>,
 }
 
 /// A train in the kernel's forms.
+#[derive(Debug)]
 struct Item {
     endpoint: Endpoint,
     count: usize,
@@ -105,18 +128,22 @@ struct Item {
     control: Control,
 }
 
-impl<'a> Batch<'a> {
-    fn new(descriptor: RawFd) -> Self {
+impl Batch {
+    fn new() -> Self {
         Self {
-            descriptor,
-            items: Vec::new(),
-            slices: Vec::new(),
+            descriptor: -1,
+            items: Vec::with_capacity(BATCH),
+            slices: Vec::with_capacity(MAX_SLICES),
         }
     }
 
-    fn push(&mut self, train: &Train, bytes: impl Iterator<Item = &'a [u8]>) {
+    fn has_room_for(&self, train: &Train) -> bool {
+        self.items.len() < BATCH && self.slices.len() + train.count <= MAX_SLICES
+    }
+
+    fn push(&mut self, train: &Train, slices: impl Iterator<Item = Range<usize>>) {
         let first = self.slices.len();
-        self.slices.extend(bytes);
+        self.slices.extend(slices);
         self.push_item(train.way.endpoint, train.count, train.segment_len, first);
     }
 
@@ -140,11 +167,18 @@ impl<'a> Batch<'a> {
         });
     }
 
-    fn flush(&mut self, book: &mut UdpBook, refusing: &mut BTreeSet<SocketAddr>) {
+    /// Sends all; `singles` is for the datagrams of trains that are refused.
+    fn flush(
+        &mut self,
+        arena: &Arena<Way>,
+        book: &mut UdpBook,
+        refusing: &mut BTreeSet<SocketAddr>,
+        singles: &mut Self,
+    ) {
         let mut sent = 0;
         let mut waited = false;
         while sent < self.items.len() {
-            match self.send_from(sent) {
+            match self.send_from(sent, arena) {
                 Ok(now) => {
                     for item in &self.items[sent..sent + now] {
                         book.note_sent(&item.endpoint.address);
@@ -167,7 +201,9 @@ impl<'a> Batch<'a> {
                             tracing::info!(endpoint = %address, "the way takes no trains of datagrams");
                             refusing.insert(address);
                         }
-                        self.singly(sent).flush(book, refusing);
+                        self.put_singly(sent, singles);
+                        // Of single datagrams none is a train that could be refused.
+                        singles.flush(arena, book, refusing, &mut Self::none());
                         sent += 1;
                     }
                     Some(libc::EINVAL | libc::ENETUNREACH | libc::EHOSTUNREACH)
@@ -195,13 +231,25 @@ impl<'a> Batch<'a> {
         self.slices.clear();
     }
 
+    /// A batch that nothing is put into.
+    fn none() -> Self {
+        Self {
+            descriptor: -1,
+            items: Vec::new(),
+            slices: Vec::new(),
+        }
+    }
+
     /// Hands the items from this one on to the kernel, and returns how many it took.
-    fn send_from(&mut self, first: usize) -> io::Result<usize> {
+    fn send_from(&mut self, first: usize, arena: &Arena<Way>) -> io::Result<usize> {
         // SAFETY: plain data, for which all zero is a value.
         let mut headers: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
-        let items = &mut self.items[first..];
         // By its documentation an IoSlice is an iovec.
-        let vectors: Vec<IoSlice<'_>> = self.slices.iter().map(|s| IoSlice::new(s)).collect();
+        let mut vectors = [IoSlice::new(&[]); MAX_SLICES];
+        for (vector, range) in vectors.iter_mut().zip(&self.slices) {
+            *vector = IoSlice::new(arena.bytes(range));
+        }
+        let items = &mut self.items[first..];
         for (header, item) in headers.iter_mut().zip(&mut *items) {
             let header = &mut header.msg_hdr;
             let vectors = &vectors[item.slices.clone()];
@@ -224,18 +272,21 @@ impl<'a> Batch<'a> {
         Ok(sent as usize)
     }
 
-    /// The datagrams of one train, each alone. They are at most a batch.
-    fn singly(&self, train: usize) -> Batch<'a> {
-        let mut batch = Batch::new(self.descriptor);
+    /// Puts the datagrams of one train into another batch, each alone. They are at most
+    /// [`MAX_DATAGRAMS`], which fit it.
+    fn put_singly(&self, train: usize, singles: &mut Self) {
+        singles.descriptor = self.descriptor;
         let train = &self.items[train];
         for slice in &self.slices[train.slices.clone()] {
             // Slices end where datagrams do.
-            for datagram in slice.chunks(train.segment_len) {
-                let first = batch.slices.len();
-                batch.slices.push(datagram);
-                batch.push_item(train.endpoint, 1, datagram.len(), first);
+            for start in slice.clone().step_by(train.segment_len) {
+                let end = (start + train.segment_len).min(slice.end);
+                let first = singles.slices.len();
+                singles.slices.push(start..end);
+                singles.push_item(train.endpoint, 1, end - start, first);
             }
         }
-        batch
     }
 }
+
+const _: () = assert!(MAX_DATAGRAMS <= BATCH && BATCH <= MAX_SLICES);

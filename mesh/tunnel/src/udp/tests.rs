@@ -224,7 +224,7 @@ fn bound(protocol: Protocol) -> io::Result<Socket> {
 #[test]
 fn a_train_that_is_taken_is_one_message() {
     let data = bound(Protocol::UDP).unwrap();
-    let mut sender = Sender::default();
+    let mut sender = Sender::new();
     let book = send_train(&mut sender, data, &bound(Protocol::UDP).unwrap());
     assert_eq!(book.sent_messages, 1);
 }
@@ -234,7 +234,7 @@ fn of_a_train_that_is_refused_each_datagram_leaves_alone() {
     let data = bound(Protocol::UDP).unwrap();
     // Trains want checksums: EINVAL.
     set_int_option(&data, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
-    let mut sender = Sender::default();
+    let mut sender = Sender::new();
     let book = send_train(&mut sender, data, &bound(Protocol::UDP).unwrap());
     assert_eq!(book.sent_messages, 5);
     assert!(!sender.has_refusals(), "it may have been about this one");
@@ -252,7 +252,7 @@ fn a_way_that_takes_no_trains_is_remembered_until_routes_change() {
             return;
         }
     };
-    let mut sender = Sender::default();
+    let mut sender = Sender::new();
     for _ in 0..2 {
         let book = send_train(&mut sender, data.try_clone().unwrap(), &receiver);
         assert_eq!(book.sent_messages, 5);

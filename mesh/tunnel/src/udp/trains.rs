@@ -4,10 +4,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::message::is_data;
-use crate::outbox::Way;
+use crate::outbox::{MAX_MESSAGES, Way};
 
 /// The most datagrams of one train; the kernel's own limit before Linux 6.9.
-const MAX_DATAGRAMS: usize = 64;
+pub(super) const MAX_DATAGRAMS: usize = 64;
 /// The most bytes of one train: what fits a UDP datagram over either family, 65,535 less headers.
 const MAX_BYTES: usize = 65_487;
 /// The places at which the newest train to an endpoint is looked for; a power of 2.
@@ -30,7 +30,7 @@ pub(super) struct Train {
 }
 
 /// All trains of one round of the loop. No datagram is passed by a later one to the same endpoint.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Trains {
     trains: Vec<Train>,
     /// The datagram that follows each one in its train.
@@ -38,6 +38,14 @@ pub(super) struct Trains {
 }
 
 impl Trains {
+    /// Takes the memory for all that an outbox can hold.
+    pub(super) fn new() -> Self {
+        Self {
+            trains: Vec::with_capacity(MAX_MESSAGES),
+            next: Vec::with_capacity(MAX_MESSAGES),
+        }
+    }
+
     /// Makes the trains anew, of datagrams that are known by their number here; each alone where
     /// `may_grow` says no for its endpoint.
     pub(super) fn plan<'a>(
@@ -136,7 +144,7 @@ mod tests {
     }
 
     fn plan(datagrams: &[(Way, Vec<u8>)]) -> Vec<Vec<usize>> {
-        let mut trains = Trains::default();
+        let mut trains = Trains::new();
         let given = datagrams.iter().map(|(way, bytes)| (*way, &bytes[..]));
         trains.plan(given, |address| {
             address.ip() != IpAddr::from([192, 0, 2, 9])

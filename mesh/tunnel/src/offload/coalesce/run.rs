@@ -6,6 +6,9 @@ use crate::offload::virtio::{Offload, PartialChecksum, Split, SplitKind};
 
 /// The longest super-packet: the length field of IPv4.
 const MAX_LEN: usize = 65_535;
+/// The most packets in one: segments of 512 bytes in 64 KB. Each is a part of one write, of which the
+/// kernel takes 1,024.
+pub(crate) const MAX_PACKETS: usize = 128;
 /// The most datagrams in one: what the kernel puts together itself, and what sockets with UDP_GRO are
 /// prepared for.
 const MAX_UDP_PACKETS: u32 = 64;
@@ -129,6 +132,7 @@ impl Flow {
             || self.payload_len == 0
             || self.payload_len > run.segment_len
             || run.len + self.payload_len > MAX_LEN
+            || run.packets as usize >= MAX_PACKETS
         {
             return false;
         }
