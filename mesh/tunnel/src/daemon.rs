@@ -209,6 +209,7 @@ fn make_shard(
         udp,
         engine,
         remake_tun: true,
+        spin: options.spin(),
         changed: told,
     })
     .context("make the packet loop")?;

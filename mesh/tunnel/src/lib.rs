@@ -37,6 +37,7 @@ mod session;
 pub mod shard;
 mod share;
 mod source;
+pub mod spin;
 pub mod state;
 pub mod state_dir;
 pub mod status_socket;

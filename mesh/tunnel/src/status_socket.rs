@@ -8,6 +8,8 @@
 //! | `mtu_bytes` | the TUN's MTU; left out while there is no TUN |
 //! | `uptime_seconds` | since the start |
 //! | `offload` | the offloads in use, with commas between them: `tso`, `uso`, `udp_segment`, `udp_gro`; or `none` |
+//! | `spin_us` | how long the packet loop polls at most before it sleeps, in microseconds; 0 is never |
+//! | `spins_in_time`, `spins_in_vain` | polls during which something came, and those before a sleep all the same |
 //! | `tun_rx_packets`, `tun_tx_packets` | inner packets read from the TUN, accepted for it |
 //! | `tun_rx_frames`, `tun_tx_frames` | how often the TUN was read, written to: what the kernel counts at the interface, a super-packet once |
 //! | `path_probes` | questions about the path's largest packet, and answers to ours, taken from peers |
@@ -104,6 +106,9 @@ pub fn render(status: &ShardStatus, fixed: &Fixed, uptime: Duration) -> String {
     }
     line("uptime_seconds", &uptime.as_secs());
     line("offload", &status.offloads);
+    line("spin_us", &status.spin_limit.as_micros());
+    line("spins_in_time", &status.spin.in_time);
+    line("spins_in_vain", &status.spin.in_vain);
     let counters = &status.counters;
     line("tun_rx_packets", &counters.tun_rx_packets);
     line("tun_tx_packets", &counters.tun_tx_packets);
@@ -164,6 +169,8 @@ mod tests {
             udp: Default::default(),
             tun_errors: 0,
             offloads: Offloads::NONE,
+            spin_limit: Duration::from_micros(60),
+            spin: Default::default(),
             frames: Default::default(),
             peer_paths: vec![path.clone()],
         };
@@ -182,6 +189,7 @@ mod tests {
         );
         assert!(text.contains("\nuptime_seconds=90\n"));
         assert!(text.contains("\nqueue_bytes=7\n"));
+        assert!(text.contains("\nspin_us=60\n"));
         let told = text.lines().find_map(|line| line.strip_prefix("peer="));
         assert_eq!(told.unwrap().parse::<PeerPath>().unwrap(), path);
         for reason in DropReason::ALL {

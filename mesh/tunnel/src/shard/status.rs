@@ -7,6 +7,7 @@ use warren_keyring::PublicKey;
 
 use crate::engine::Counters;
 use crate::offload::Offloads;
+use crate::spin::SpinCounters;
 use crate::udp::UdpCounters;
 
 /// A picture of the shard, for the status socket.
@@ -32,6 +33,10 @@ pub struct ShardStatus {
     pub tun_errors: u64,
     /// The offloads in use.
     pub offloads: Offloads,
+    /// How long the loop polls at most before it sleeps; zero: never.
+    pub spin_limit: Duration,
+    /// What that was good for.
+    pub spin: SpinCounters,
     /// How often packets went through the kernel together.
     pub frames: FrameCounters,
     /// The way to each peer of which there is something to tell.
