@@ -217,7 +217,7 @@ mod tests {
         /// Of whatever gaps: two polls in vain are paid by three in time, but for two of each try,
         /// and a try has to be waited for.
         #[test]
-        fn polls_in_vain_are_bounded(gaps in prop::collection::vec(1u64..300, 0..3000)) {
+        fn polls_in_vain_are_bounded(gaps in prop::collection::vec(1u64..300, 0..1000)) {
             let mut spin = Spin::new(LIMIT);
             let count = gaps.len() as u64;
             run(&mut spin, gaps.into_iter().map(us));

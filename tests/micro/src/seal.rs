@@ -66,11 +66,8 @@ pub(crate) fn measure_opening(criterion: &mut Criterion) {
                     let sealed = (0..batch).map(|_| {
                         counter += 1;
                         let mut bytes = vec![7; len];
-                        let sealed = key.seal_in_place_append_tag(
-                            nonce(counter),
-                            Aad::empty(),
-                            &mut bytes,
-                        );
+                        let sealed =
+                            key.seal_in_place_append_tag(nonce(counter), Aad::empty(), &mut bytes);
                         sealed.unwrap();
                         bytes
                     });
@@ -128,7 +125,7 @@ pub(crate) fn measure_opening(criterion: &mut Criterion) {
 /// Does a number of times what is done to batches, and adds up what of that is to be timed.
 fn in_batches(count: u64, mut work: impl FnMut(u64) -> Duration) -> Duration {
     let whole = (0..count / BATCH).map(|_| BATCH);
-    let rest = (count % BATCH > 0).then_some(count % BATCH);
+    let rest = Some(count % BATCH).filter(|rest| *rest > 0);
     whole.chain(rest).map(&mut work).sum()
 }
 
