@@ -46,10 +46,10 @@ demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(call release,build) $(PROGRAMS) -p warren-lab -p warren-demo
 	$(RELEASE)/warren-demo $(if $(KEEP),--keep)
 
-bench: deps ## pod to pod beside wireguard-go, boringtun-cli and a plain veth; ROUNDS=5, SECONDS=3 a figure, JSON=file, SPIN=1 for a tunnel that polls too
+bench: deps ## pod to pod beside wireguard-go, boringtun-cli and a plain veth; ROUNDS=5, SECONDS=3 a figure, JSON=file, SPIN=1 for a tunnel that polls too, MEMORY=1 for the memory of wireguard-go too
 	tests/interop/prepare
 	$(call release,build) $(BENCH)
-	$(RELEASE)/warren-bench --rounds $(or $(ROUNDS),5) --seconds $(or $(SECONDS),3) $(if $(SPIN),--spin) $(if $(JSON),--json $(JSON))
+	$(RELEASE)/warren-bench --rounds $(or $(ROUNDS),5) --seconds $(or $(SECONDS),3) $(if $(SPIN),--spin) $(if $(MEMORY),--compare-memory) $(if $(JSON),--json $(JSON))
 
 bench-plots: build-deps ## draw what `make bench JSON=file` wrote, the same JSON=file, into docs/benchmarks
 	$(call release,build) $(BENCH)

@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const UP_LIMIT: Duration = Duration::from_secs(300);
 /// How many peers there are when memory is looked at.
 const COUNTS: [u16; 4] = [0, 1_000, 3_000, 5_000];
+/// Data that nobody answers makes a WireGuard shake hands once more, 15 s later.
+const ONCE_MORE: Duration = Duration::from_secs(25);
 /// How long the idle cost is watched.
 const WATCHED: Duration = Duration::from_secs(30);
 
@@ -81,6 +83,10 @@ pub(crate) fn measure(contender: Contender) -> Result<Memory> {
         wait_idle(&pids)?;
         resident.push((count.into(), resident_kib(pids[0])?));
     }
+    if begins_with_data(contender) {
+        std::thread::sleep(ONCE_MORE);
+        wait_idle(&pids)?;
+    }
     let (before, start) = (cpu_seconds(&pids)?[0], Instant::now());
     std::thread::sleep(WATCHED);
     let used = cpu_seconds(&pids)?[0] - before;
@@ -102,6 +108,12 @@ fn start(host: &Host, contender: Contender) -> Result<Proc> {
     let tunnel = host.spawn(&mut command)?;
     tunnel.wait_log("the tunnel is up", PATIENCE)?;
     Ok(tunnel)
+}
+
+/// warren-tunnel begins a session with each new peer by itself; others where there is something to
+/// send.
+fn begins_with_data(contender: Contender) -> bool {
+    contender.program().is_some()
 }
 
 /// The address inside the tunnel of a peer of the crowd.
@@ -126,13 +138,12 @@ fn configuration(numbers: std::ops::Range<u16>) -> Result<String> {
     Ok(text)
 }
 
-/// Waits until each peer has a session. warren-tunnel begins them by itself; the others where there
-/// is something to send.
+/// Waits until each peer has a session.
 fn wait_sessions(host: &Host, contender: Contender, count: u16) -> Result<()> {
     let socket = host.in_netns(|| UdpSocket::bind("0.0.0.0:0"))??;
     let mut up = 0;
     poll_until(UP_LIMIT, "sessions with all peers", || {
-        if contender.program().is_some() {
+        if begins_with_data(contender) {
             for n in 0..count {
                 // What is lost is sent again with the next look.
                 let _ = socket.send_to(&[7], (inner(n), 9));
