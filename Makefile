@@ -4,6 +4,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli -p warren-kubectl
+# What the benchmark of the tunnel is built of.
+BENCH := $(PROGRAMS) -p warren-lab -p warren-hostile -p warren-bench
 # Release builds are linked statically, to run on any distribution and in an image that holds nothing else,
 # and name no directory of the machine that built them. Linking needs a named target: procedural macros are
 # shared libraries of the host.
@@ -13,7 +15,7 @@ RELEASE_FLAGS := -C target-feature=+crt-static --remap-path-prefix=$(or $(CARGO_
 # A subcommand of cargo, for a release; its arguments follow.
 release = RUSTFLAGS="$(RELEASE_FLAGS)" $(CARGO) $(1) --release --target $(HOST)
 
-.PHONY: help deps build-deps build image image-twice test-image test demo bench bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-hostile sim fuzz soak lint lint-deploy doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build image image-twice test-image test demo bench bench-plots bench-micro bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-hostile sim fuzz soak lint lint-deploy doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,10 +46,18 @@ demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(call release,build) $(PROGRAMS) -p warren-lab -p warren-demo
 	$(RELEASE)/warren-demo $(if $(KEEP),--keep)
 
-bench: deps ## pod to pod beside wireguard-go, boringtun-cli and a plain veth; ROUNDS=5, SECONDS=3 a figure, JSON=file
+bench: deps ## pod to pod beside wireguard-go, boringtun-cli and a plain veth; ROUNDS=5, SECONDS=3 a figure, JSON=file, SPIN=1 for a tunnel that polls too, MEMORY=1 for the memory of wireguard-go too
 	tests/interop/prepare
-	$(call release,build) $(PROGRAMS) -p warren-lab -p warren-bench
-	$(RELEASE)/warren-bench --rounds $(or $(ROUNDS),5) --seconds $(or $(SECONDS),3) $(if $(JSON),--json $(JSON))
+	$(call release,build) $(BENCH)
+	$(RELEASE)/warren-bench --rounds $(or $(ROUNDS),5) --seconds $(or $(SECONDS),3) $(if $(SPIN),--spin) $(if $(MEMORY),--compare-memory) $(if $(JSON),--json $(JSON))
+
+bench-plots: build-deps ## draw what `make bench JSON=file` wrote, the same JSON=file, into docs/benchmarks
+	$(call release,build) $(BENCH)
+	$(RELEASE)/warren-bench plot $(or $(JSON),docs/benchmarks/tunnel.json) docs/benchmarks
+
+bench-micro: build-deps ## look-up, cutting, putting together, sealing and opening alone; ONLY= takes a part of their names
+	$(call release,build) -p warren-micro
+	$(RELEASE)/warren-micro --bench $(ONLY)
 
 bench-cni: deps ## ADD and DEL of warren-cni beside ptp + host-local, alone and 32 at once
 	$(call release,build) -p warren-cni -p warren-storm

@@ -245,6 +245,7 @@ fn make_shards(
             udp,
             engine,
             remake_tun: true,
+            spin: options.spin(),
             changed: told.clone(),
             mates,
         })

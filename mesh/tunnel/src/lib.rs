@@ -41,6 +41,7 @@ pub mod shard;
 pub mod shards;
 mod share;
 mod source;
+pub mod spin;
 pub mod state;
 pub mod state_dir;
 pub mod status_socket;

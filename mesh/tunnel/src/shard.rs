@@ -12,6 +12,7 @@
 
 mod mates;
 mod status;
+mod wait;
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,6 +31,7 @@ use crate::route::{RouteWatch, outgoing_link};
 use crate::shards::ring::Kind;
 use crate::share::Share;
 use crate::source::Source;
+use crate::spin::Spin;
 use crate::time::Now;
 use crate::tun::{FRAME_ROOM, Tun, TunError, TunWriter};
 use crate::udp::{
@@ -79,6 +81,8 @@ pub struct ShardParts {
     pub engine: Engine,
     /// Whether an interface that others delete is made anew; else the loop ends with it.
     pub remake_tun: bool,
+    /// How long the loop polls at most before it sleeps, where packets come that close; zero: never.
+    pub spin: Duration,
     /// Told once after each change that is worth saving; a full channel is told already.
     pub changed: SyncSender<()>,
     /// Its place among the shards of the device.
@@ -98,6 +102,7 @@ pub struct Shard {
     epoll: Epoll,
     /// The sockets for handshakes, as one in `epoll`.
     handshakes: Epoll,
+    spin: Spin,
     share: Share,
     /// The socket for handshakes that is the next one's turn.
     next_lane: u64,
@@ -169,6 +174,7 @@ impl Shard {
             changed: parts.changed,
             epoll,
             handshakes,
+            spin: Spin::new(parts.spin),
             share: Share::new(),
             next_lane: 0,
             backlog_first: false,
@@ -193,8 +199,10 @@ impl Shard {
     pub fn run(mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); 8];
         loop {
-            let timeout = self.timeout(Instant::now());
-            let count = match self.epoll.wait(&mut events, timeout) {
+            let now = Instant::now();
+            let timeout = self.timeout(now);
+            let spin = &mut self.spin;
+            let count = match wait::wait(&self.epoll, &mut events, timeout, now, spin) {
                 Ok(count) => count,
                 Err(nix::Error::EINTR) => 0,
                 Err(error) => return Err(error.into()),
@@ -594,6 +602,8 @@ impl Shard {
             },
             tun_errors: self.tun_read_errors + self.tun_writer.lost_packets,
             offloads: self.offloads(),
+            spin_limit: self.spin.limit(),
+            spin: self.spin.counters(),
             frames: FrameCounters {
                 tun_tx: self.tun_writer.frames,
                 udp_tx: self.udp_book.sent_messages,

@@ -10,6 +10,8 @@
 //! | `offload` | the offloads in use, with commas between them: `tso`, `uso`, `udp_segment`, `udp_gro`; or `none` |
 //! | `shards`, `tun_queues` | the threads that move packets; the TUN queues that they read: one each, or one where the kernel does not deal out to several |
 //! | `shard` | with several of them, a line for each: `0 peers=3 tun_rx_frames=9 udp_rx_messages=8 handed_over=7`: its own peers, what it has read from the TUN and from the network, what of that it has handed over to others |
+//! | `spin_us` | how long the packet loop polls at most before it sleeps, in microseconds; 0 is never |
+//! | `spins_in_time`, `spins_in_vain` | polls during which something came, and those before a sleep all the same |
 //! | `tun_rx_packets`, `tun_tx_packets` | inner packets read from the TUN, accepted for it |
 //! | `tun_rx_frames`, `tun_tx_frames` | how often the TUN was read, written to: what the kernel counts at the interface, a super-packet once |
 //! | `path_probes` | questions about the path's largest packet, and answers to ours, taken from peers |
@@ -114,6 +116,9 @@ pub fn render(status: &ShardStatus, fixed: &Fixed, uptime: Duration) -> String {
             line("shard", shard);
         }
     }
+    line("spin_us", &status.spin_limit.as_micros());
+    line("spins_in_time", &status.spin.in_time);
+    line("spins_in_vain", &status.spin.in_vain);
     let counters = &status.counters;
     line("tun_rx_packets", &counters.tun_rx_packets);
     line("tun_tx_packets", &counters.tun_tx_packets);
@@ -185,6 +190,8 @@ mod tests {
             udp: Default::default(),
             tun_errors: 0,
             offloads: Offloads::NONE,
+            spin_limit: Duration::from_micros(60),
+            spin: Default::default(),
             frames: Default::default(),
             peer_paths: vec![path.clone()],
         };
@@ -207,6 +214,7 @@ mod tests {
         assert!(
             text.contains("\nshard=1 peers=2 tun_rx_frames=9 udp_rx_messages=8 handed_over=7\n")
         );
+        assert!(text.contains("\nspin_us=60\n"));
         let told = text.lines().find_map(|line| line.strip_prefix("peer="));
         assert_eq!(told.unwrap().parse::<PeerPath>().unwrap(), path);
         for reason in DropReason::ALL {

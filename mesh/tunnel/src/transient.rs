@@ -60,10 +60,15 @@ pub fn run(options: &Options, interface: &str) -> anyhow::Result<()> {
     if !foreground {
         go_to_background()?;
     }
-    serve(tun, udp, uapi, file)
+    serve(tun, udp, (uapi, file), options.spin())
 }
 
-fn serve(tun: Tun, udp: Udp, uapi: UnixListener, file: SocketFile) -> anyhow::Result<()> {
+fn serve(
+    tun: Tun,
+    udp: Udp,
+    (uapi, file): (UnixListener, SocketFile),
+    spin: Duration,
+) -> anyhow::Result<()> {
     let signals = block_signals()?;
     // Nobody listens to what is worth saving.
     let (changed, _) = mpsc::sync_channel(1);
@@ -76,6 +81,7 @@ fn serve(tun: Tun, udp: Udp, uapi: UnixListener, file: SocketFile) -> anyhow::Re
         udp,
         engine: Engine::new(EngineConfig::new(None, random_seed()?)),
         remake_tun: false,
+        spin,
         changed,
         mates: mates.remove(0),
     })

@@ -342,3 +342,21 @@ fn switch_checksums_off(device: &str) -> std::io::Result<()> {
         _ => Err(std::io::Error::last_os_error()),
     }
 }
+
+#[test]
+fn all_arrives_where_the_loop_polls_and_the_status_tells_that_it_does() -> Result<()> {
+    require!();
+    let (_lab, node1, node2, _link) = pair("spin", [&["--spin", "200"], &[]])?;
+    assert_eq!((node1.count("spin_us"), node2.count("spin_us")), (200, 0));
+    move_all(&node1, &node2)?;
+    // The next packet as soon as the answer is there.
+    let flood = ["ping", "-f", "-c500", "-w5", "10.2.0.1"];
+    poll_until(PATIENCE, "a poll in time", || {
+        node1.host.try_run(&flood).is_ok_and(|ping| ping.success())
+            && node1.count("spins_in_time") > 0
+    })?;
+    for key in ["spins_in_time", "spins_in_vain"] {
+        assert_eq!(node2.count(key), 0, "{key}");
+    }
+    Ok(())
+}

@@ -7,12 +7,15 @@
 //! Each contender gets a fresh pair of nodes on which Warren's own agent and plugin have made
 //! veths, routes and filters; then the program that serves `warren0` is exchanged, and nothing
 //! else (`scene.rs`). All contenders are measured in each round, in an order that turns; what counts
-//! is the median over the rounds of the ratio to wireguard-go in the same round (`report.rs`).
+//! is the median over the rounds of the ratio to wireguard-go in the same round (`report.rs`). What was
+//! written as JSON can be drawn (`plot.rs`).
 
 mod contender;
 mod measure;
 mod memory;
+mod plot;
 mod report;
+mod saved;
 mod scene;
 mod seal;
 
@@ -20,7 +23,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use contender::Contender;
 use measure::Figures;
@@ -29,7 +32,10 @@ use scene::Scene;
 
 /// Measures the tunnel beside other userspace WireGuards.
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Options {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// How many rounds.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -37,19 +43,46 @@ struct Options {
     #[arg(long, default_value_t = 3)]
     seconds: u64,
     /// Whom to measure, with commas between; wireguard-go is what the others are compared with.
-    #[arg(long, value_delimiter = ',', default_values_t = Contender::ALL)]
+    #[arg(long, value_delimiter = ',', default_values_t = Contender::USUAL)]
     only: Vec<Contender>,
+    /// Measure warren-tunnel once more, polling for up to 60 microseconds before it sleeps.
+    #[arg(long)]
+    spin: bool,
     /// Where to write everything that was measured, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Measure the memory of thousands of peers of wireguard-go too.
+    #[arg(long)]
+    compare_memory: bool,
     /// Leave out the memory of thousands of peers.
     #[arg(long)]
     no_memory: bool,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Draws what was measured before.
+    Plot {
+        /// What --json has written.
+        file: PathBuf,
+        /// Where the pictures go, as SVG.
+        directory: PathBuf,
+    },
+}
+
 fn main() -> Result<()> {
+    let mut options = Options::parse();
+    if let Some(Command::Plot { file, directory }) = &options.command {
+        let report = saved::read(file)?;
+        for path in plot::write(&report, directory)? {
+            println!("{}", path.display());
+        }
+        return Ok(());
+    }
     warren_lab::enter_user_namespace_if_needed()?;
-    let options = Options::parse();
+    if options.spin && !options.only.contains(&Contender::Spinning) {
+        options.only.push(Contender::Spinning);
+    }
     if options.rounds == 0 || options.seconds == 0 || options.only.is_empty() {
         bail!("--rounds, --seconds and --only must each ask for something");
     }
@@ -67,16 +100,28 @@ fn main() -> Result<()> {
             report.add(round, contender, figures);
         }
     }
-    if !options.no_memory && options.only.contains(&Contender::Warren) {
-        report.memory = Some(memory::measure()?);
+    let measured = options.only.iter().copied().filter(|c| match c {
+        Contender::Warren => true,
+        Contender::WireguardGo => options.compare_memory,
+        _ => false,
+    });
+    // The rounds are told and kept whatever becomes of the rest.
+    let mut failed = Ok(());
+    for contender in measured.filter(|_| !options.no_memory) {
+        match memory::measure(contender).with_context(|| format!("memory, {contender}")) {
+            Ok(memory) => {
+                eprintln!("memory, {contender}: {memory:?}");
+                report.memory.push(memory);
+            }
+            Err(error) => failed = Err(error),
+        }
     }
     report.seal_cpu_s_per_gb = Some(seal::cpu_s_per_gb());
     if let Some(path) = &options.json {
-        let json = serde_json::to_string_pretty(&report.to_json())?;
-        std::fs::write(path, json).with_context(|| format!("write {}", path.display()))?;
+        saved::write(&report, path)?;
     }
     println!("{report}");
-    Ok(())
+    failed
 }
 
 fn measure_once(contender: Contender, round: usize, options: &Options) -> Result<Figures> {

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use warren_lab::poll_until;
 
@@ -23,7 +23,7 @@ const SMALL: u64 = 64;
 const LARGE: u64 = 1392;
 
 /// One contender's figures of one round.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Figures {
     /// TCP goodput in Gb/s, one flow and four.
     pub(crate) tcp_gbps: [f64; 2],

@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use serde_json::{Value, json};
-
 use crate::contender::Contender;
 use crate::measure::Figures;
 use crate::memory::Memory;
@@ -12,12 +10,17 @@ use crate::memory::Memory;
 const DISTURBED: f64 = 0.6;
 
 /// One figure, and what is asked of its ratio to wireguard-go's.
-struct Line {
-    name: &'static str,
-    of: fn(&Figures) -> f64,
-    aim: f64,
-    least: f64,
-    more_is_better: bool,
+pub(crate) struct Line {
+    /// What it is, with its unit.
+    pub(crate) name: &'static str,
+    /// Takes it from a round's figures.
+    pub(crate) of: fn(&Figures) -> f64,
+    /// What the ratio shall be.
+    pub(crate) aim: f64,
+    /// What it must be.
+    pub(crate) least: f64,
+    /// Whether the ratio shall be at least so much, or at most.
+    pub(crate) more_is_better: bool,
 }
 
 const fn more(name: &'static str, of: fn(&Figures) -> f64, aim: f64, least: f64) -> Line {
@@ -40,7 +43,8 @@ const fn less(name: &'static str, of: fn(&Figures) -> f64, aim: f64, least: f64)
     }
 }
 
-const LINES: [Line; 9] = [
+/// All lines of the table.
+pub(crate) const LINES: [Line; 9] = [
     less("CPU s/GB, TCP 1 flow", |f| f.cpu_s_per_gb[0], 0.41, 0.46),
     less("CPU s/GB, TCP 4 flows", |f| f.cpu_s_per_gb[1], 0.41, 0.46),
     more("TCP Gb/s, 1 flow", |f| f.tcp_gbps[0], 2.2, 1.9),
@@ -53,19 +57,23 @@ const LINES: [Line; 9] = [
 ];
 
 /// A figure of warren-tunnel that is compared with a number.
-struct Absolute {
-    name: &'static str,
-    value: f64,
-    aim: f64,
-    least: f64,
+pub(crate) struct Absolute {
+    /// What it is, with its unit.
+    pub(crate) name: &'static str,
+    /// What was measured.
+    pub(crate) value: f64,
+    /// The most that it shall be.
+    pub(crate) aim: f64,
+    /// The most that it may be.
+    pub(crate) least: f64,
 }
 
 /// All rounds.
 pub(crate) struct Report {
     contenders: Vec<Contender>,
     rounds: Vec<Vec<(Contender, Figures)>>,
-    /// Of thousands of peers, if it was measured.
-    pub(crate) memory: Option<Memory>,
+    /// Of thousands of peers, of those of whom it was measured.
+    pub(crate) memory: Vec<Memory>,
     /// What ring itself takes to seal a GB.
     pub(crate) seal_cpu_s_per_gb: Option<f64>,
 }
@@ -76,7 +84,7 @@ impl Report {
         Self {
             contenders,
             rounds: Vec::new(),
-            memory: None,
+            memory: Vec::new(),
             seal_cpu_s_per_gb: None,
         }
     }
@@ -88,34 +96,18 @@ impl Report {
         self.rounds[round].push((contender, figures));
     }
 
-    /// Everything, with the medians.
-    pub(crate) fn to_json(&self) -> Value {
-        let rounds = self.rounds.iter().map(|round| {
-            let figures = round.iter();
-            let of = figures.map(|(contender, figures)| {
-                json!({ "contender": contender.to_string(), "figures": figures })
-            });
-            Value::from(of.collect::<Vec<_>>())
-        });
-        let lines = LINES.iter().map(|line| {
-            json!({
-                "name": line.name,
-                "ratio_to_wireguard_go": self.ratio(line),
-                "aim": line.aim,
-                "least": line.least,
-            })
-        });
-        json!({
-            "rounds": rounds.collect::<Vec<_>>(),
-            "discarded_rounds": self.rounds.len() - self.calm().len(),
-            "lines": lines.collect::<Vec<_>>(),
-            "memory": self.memory,
-            "seal_cpu_s_per_gb": self.seal_cpu_s_per_gb,
-        })
+    /// Who was measured.
+    pub(crate) fn contenders(&self) -> &[Contender] {
+        &self.contenders
+    }
+
+    /// All rounds, those that do not count among them.
+    pub(crate) fn rounds(&self) -> &[Vec<(Contender, Figures)>] {
+        &self.rounds
     }
 
     /// The rounds that count.
-    fn calm(&self) -> Vec<&Vec<(Contender, Figures)>> {
+    pub(crate) fn calm(&self) -> Vec<&Vec<(Contender, Figures)>> {
         let speed = |round: &Vec<(Contender, Figures)>| {
             find(round, Contender::Veth).map(|figures| figures.tcp_gbps[0])
         };
@@ -127,27 +119,30 @@ impl Report {
         self.rounds.iter().filter(counts).collect()
     }
 
-    fn median(&self, contender: Contender, of: fn(&Figures) -> f64) -> Option<f64> {
-        let rounds = self.calm();
-        median(
-            rounds
-                .iter()
-                .filter_map(|round| find(round, contender).map(of))
-                .collect(),
-        )
+    /// A contender's figure in each round that counts.
+    pub(crate) fn values(&self, contender: Contender, of: fn(&Figures) -> f64) -> Vec<f64> {
+        let rounds = self.calm().into_iter();
+        let figures = rounds.filter_map(|round| find(round, contender));
+        figures.map(of).collect()
     }
 
-    /// The median of the rounds' ratios.
-    fn ratio(&self, line: &Line) -> Option<f64> {
+    /// The median of those.
+    pub(crate) fn median(&self, contender: Contender, of: fn(&Figures) -> f64) -> Option<f64> {
+        median(self.values(contender, of))
+    }
+
+    /// The median of the rounds' ratios to wireguard-go.
+    pub(crate) fn ratio(&self, contender: Contender, line: &Line) -> Option<f64> {
         let ratios = self.calm().into_iter().filter_map(|round| {
-            let ours = find(round, Contender::Warren).map(line.of)?;
+            let ours = find(round, contender).map(line.of)?;
             let theirs = find(round, Contender::WireguardGo).map(line.of)?;
             Some(ours / theirs)
         });
         median(ratios.collect())
     }
 
-    fn absolutes(&self) -> Vec<Absolute> {
+    /// The figures of warren-tunnel that are compared with numbers.
+    pub(crate) fn absolutes(&self) -> Vec<Absolute> {
         let mut lines = Vec::new();
         let mut add = |name, value: Option<f64>, aim, least| {
             lines.extend(value.map(|value| Absolute {
@@ -159,9 +154,11 @@ impl Report {
         };
         let memory = self.median(Contender::Warren, |f| f.memory_mib);
         add("memory with one peer, MiB", memory, 8.0, 16.0);
-        let slope = self.memory.map(|memory| memory.kib_a_peer);
+        let of_warren = |memory: &&Memory| memory.contender == Contender::Warren;
+        let many = self.memory.iter().find(of_warren);
+        let slope = many.and_then(Memory::kib_a_peer);
         add("memory a peer, 1,000 to 5,000, KiB", slope, 19.0, 24.0);
-        let idle = self.memory.map(|memory| memory.idle_percent);
+        let idle = many.map(|memory| memory.idle_percent);
         add("5,000 idle peers, % of a core", idle, 0.3, 0.3);
         let sender = self.median(Contender::Warren, |f| f.sender_cpu_s_per_gb);
         let over_seal = sender
@@ -201,7 +198,7 @@ fn verdict(value: f64, aim: f64, least: f64, more_is_better: bool) -> &'static s
 }
 
 /// A number with three digits that say something.
-fn digits(value: Option<f64>) -> String {
+pub(crate) fn digits(value: Option<f64>) -> String {
     match value {
         None => "-".to_owned(),
         Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),
@@ -229,7 +226,7 @@ impl fmt::Display for Report {
             for contender in &self.contenders {
                 write!(f, "{:>15}", digits(self.median(*contender, line.of)))?;
             }
-            let ratio = self.ratio(line);
+            let ratio = self.ratio(Contender::Warren, line);
             let reached = ratio.map_or("-", |ratio| {
                 verdict(ratio, line.aim, line.least, line.more_is_better)
             });
@@ -263,6 +260,21 @@ impl fmt::Display for Report {
                 short.push(name);
             }
         }
+        for memory in &self.memory {
+            write!(f, "{}, peers and MiB:", memory.contender)?;
+            for (peers, kib) in &memory.resident_kib {
+                write!(f, " {peers}: {:.1},", kib / 1024.0)?;
+            }
+            writeln!(f, " {:.2} % of a core at rest", memory.idle_percent)?;
+        }
+        if self.contenders.contains(&Contender::Spinning) {
+            let ratios = LINES.iter().map(|line| {
+                let ratio = digits(self.ratio(Contender::Spinning, line));
+                format!("{} {ratio}", line.name)
+            });
+            let ratios = ratios.collect::<Vec<_>>().join("; ");
+            writeln!(f, "\n{}, ratios: {ratios}", Contender::Spinning)?;
+        }
         if open > 0 {
             writeln!(f, "\nnot compared, for somebody was left out: {open} lines")?;
         }
@@ -274,10 +286,10 @@ impl fmt::Display for Report {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn figures(gbps: f64) -> Figures {
+    pub(crate) fn figures(gbps: f64) -> Figures {
         Figures {
             tcp_gbps: [gbps; 2],
             cpu_s_per_gb: [1.0 / gbps; 2],
@@ -289,7 +301,7 @@ mod tests {
         }
     }
 
-    fn report(rounds: &[[f64; 3]]) -> Report {
+    pub(crate) fn report(rounds: &[[f64; 3]]) -> Report {
         let contenders = vec![Contender::Warren, Contender::WireguardGo, Contender::Veth];
         let mut report = Report::new(contenders.clone());
         for (round, speeds) in rounds.iter().enumerate() {
@@ -304,14 +316,14 @@ mod tests {
     fn what_counts_is_the_median_of_ratios_and_not_the_ratio_of_medians() {
         // Ratios 1, 4 and 2; the medians' own would be 3.
         let report = report(&[[1.0, 1.0, 40.0], [4.0, 1.0, 40.0], [3.0, 1.5, 40.0]]);
-        assert_eq!(report.ratio(&LINES[2]), Some(2.0));
+        assert_eq!(report.ratio(Contender::Warren, &LINES[2]), Some(2.0));
     }
 
     #[test]
     fn a_disturbed_round_is_discarded_and_counted() {
         let report = report(&[[2.0, 1.0, 40.0], [9.0, 1.0, 20.0], [2.0, 1.0, 41.0]]);
-        assert_eq!(report.to_json()["discarded_rounds"], 1);
-        assert_eq!(report.ratio(&LINES[2]), Some(2.0));
+        assert_eq!(report.rounds().len() - report.calm().len(), 1);
+        assert_eq!(report.ratio(Contender::Warren, &LINES[2]), Some(2.0));
     }
 
     #[test]

@@ -46,8 +46,9 @@ impl Scene {
         )?;
         for (number, host) in (1..).zip(hosts) {
             let address = format!("192.0.2.{number}");
-            mesh.adopt(host, number, &[&address], link.clone())
-                .start()?;
+            let node = mesh.adopt(host, number, &[&address], link.clone());
+            node.env = contender.env();
+            node.start()?;
         }
         mesh.wait_connected(UP_LIMIT)?;
         let (a, b) = (mesh.node(1).attach("a")?, mesh.node(2).attach("b")?);
@@ -60,7 +61,7 @@ impl Scene {
             mesh,
         };
         match contender {
-            Contender::Warren => scene.keep_tunnel()?,
+            Contender::Warren | Contender::Spinning => scene.keep_tunnel()?,
             other => scene.exchange(other)?,
         }
         let ping = ["ping", "-c1", "-W1", &scene.b.v4];
@@ -136,7 +137,8 @@ fn end(process: &mut Option<Proc>) -> Result<()> {
     Ok(())
 }
 
-fn start(host: &Host, contender: Contender) -> Result<Proc> {
+/// Starts another program than Warren's for `warren0`, and waits until it answers `wg`.
+pub(crate) fn start(host: &Host, contender: Contender) -> Result<Proc> {
     let program = contender.program().context("it has no program")?;
     let mut command = Command::new(program);
     match contender {

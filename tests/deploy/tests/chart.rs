@@ -86,6 +86,10 @@ fn wrong_values_are_refused_with_the_key_and_what_is_allowed() -> Result<()> {
             "- at '': additional properties 'listenport' not allowed\n",
         ),
         (
+            "tunnel.spinMicroseconds=201",
+            "- at '/tunnel/spinMicroseconds': maximum: got 201, want 200\n",
+        ),
+        (
             "tunnel.tag=x",
             "- at '/tunnel': additional properties 'tag' not allowed\n",
         ),
@@ -250,6 +254,28 @@ fn what_concerns_the_agent_alone_leaves_the_tunnels_daemonset_as_it_is() -> Resu
         tunnel["spec"]["updateStrategy"],
         json!({"type": "OnDelete"})
     );
+    Ok(())
+}
+
+#[test]
+fn the_tunnel_polls_only_where_that_is_asked_for() -> Result<()> {
+    if skipped("helm") {
+        return Ok(());
+    }
+    let arguments = |more: &[&str]| -> Result<Vec<String>> {
+        let objects = rendered(&with(more))?;
+        let tunnel = object(&objects, "DaemonSet", "warren-tunnel")?;
+        let arguments = &tunnel["spec"]["template"]["spec"]["containers"][0]["args"];
+        Ok(serde_json::from_value(arguments.clone())?)
+    };
+    // An older tunnel that is kept does not know the option.
+    let usual = arguments(&[])?;
+    assert!(
+        !usual.iter().any(|argument| argument.contains("spin")),
+        "{usual:?}"
+    );
+    let asked = arguments(&["--set", "tunnel.spinMicroseconds=60"])?;
+    assert_eq!(asked, [usual, vec!["--spin=60".to_owned()]].concat());
     Ok(())
 }
 

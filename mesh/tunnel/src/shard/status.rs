@@ -9,6 +9,7 @@ use warren_keyring::PublicKey;
 use crate::engine::Counters;
 use crate::offload::Offloads;
 use crate::shards::ShardId;
+use crate::spin::SpinCounters;
 use crate::udp::UdpCounters;
 
 /// A picture of a shard, or of all of a device's, for the status socket.
@@ -36,6 +37,10 @@ pub struct ShardStatus {
     pub tun_errors: u64,
     /// The offloads in use.
     pub offloads: Offloads,
+    /// How long the loop polls at most before it sleeps; zero: never.
+    pub spin_limit: Duration,
+    /// What that was good for.
+    pub spin: SpinCounters,
     /// How often packets went through the kernel together.
     pub frames: FrameCounters,
     /// The way to each peer of which there is something to tell.
@@ -56,6 +61,8 @@ impl ShardStatus {
         self.frames.tun_tx += other.frames.tun_tx;
         self.frames.udp_rx += other.frames.udp_rx;
         self.frames.udp_tx += other.frames.udp_tx;
+        self.spin.in_time += other.spin.in_time;
+        self.spin.in_vain += other.spin.in_vain;
         self.peer_paths.extend(other.peer_paths);
         self.peer_paths.sort_by_key(|path| path.public_key);
     }

@@ -30,6 +30,7 @@ struct Peer {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
+    raise_descriptor_limit().context("raise the limit of open descriptors")?;
     let peers: anyhow::Result<Vec<Peer>> = (0..options.count)
         .map(|n| {
             let address = SocketAddr::new(options.listen, crowd::port(n));
@@ -73,4 +74,22 @@ fn main() -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// A socket for each peer is more than a shell allows at first.
+fn raise_descriptor_limit() -> std::io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is there to be written to, and outlives the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is read only, and outlives the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }
