@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use warren_e2e::{MARKER, Mesh, MeshPod, ping, ping_each, transfer};
-use warren_lab::{Allow, Family, Space, bin, require};
+use warren_lab::{Allow, Family, Space, bin, poll_until, require};
 
 const TRANSFER_BYTES: u64 = 2 << 20;
+/// Long enough for a slow, shared machine.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Two pods on each of three nodes; the topology is drawn in the crate's documentation.
 fn mesh_with_pods(name: &str) -> Result<(Mesh, Vec<MeshPod>)> {
@@ -101,19 +103,17 @@ fn the_clear_text_check_sees_what_leaks_once_protection_is_gone() -> Result<()> 
         "--wait-ms",
         "50",
     ]);
-    pods[0]
-        .pod
-        .output(send.args(["--marker", MARKER]), Duration::from_secs(5))?;
+    pods[0].pod.output(send.args(["--marker", MARKER]), LIMIT)?;
     let report = capture.stop();
     assert!(report.clear_text().frames >= 5, "{report}");
     assert!(report.check().is_err());
     // And once the agent is back, so is the protection.
     mesh.node_mut(1).start_agent()?;
     let node = mesh.node(1);
-    warren_lab::poll_until(Duration::from_secs(10), "the filter to be back", || {
+    poll_until(LIMIT, "the filter to be back", || {
         node.host.sh("nft list table inet warren").is_ok()
     })?;
-    warren_lab::poll_until(Duration::from_secs(10), "the detour to be gone", || {
+    poll_until(LIMIT, "the detour to be gone", || {
         let table = node.host.sh("ip route show table 51871");
         table.is_ok_and(|table| !table.stdout.contains("192.0.2.254"))
     })?;
