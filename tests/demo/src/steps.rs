@@ -12,7 +12,7 @@ use crate::clean::Machine;
 use crate::matrix;
 
 const TRANSFER_BYTES: u64 = 100 * 1000 * 1000;
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn step(number: u8, what: &str) {
     println!("\n[{number}/7] {what}");
