@@ -196,8 +196,8 @@ impl Mesh {
     /// The status names a peer before its routes are there.
     fn not_routed(&self, node: &Node) -> Option<String> {
         let script = "for table in main 51871; do for family in -4 -6; do
-                          ip $family route show table $table proto 151 2>/dev/null
-                      done; done; true";
+                          ip $family route show table $table proto 151 2>/dev/null || true
+                      done; done";
         let routes = match node.host.sh(script) {
             Ok(out) => out.stdout,
             Err(e) => return Some(format!("{}: {e}", node.name())),
