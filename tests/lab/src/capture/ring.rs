@@ -14,7 +14,7 @@ use super::parse::LinkLayer;
 /// reader be kept from the processor.
 const BLOCK_BYTES: usize = 1 << 20;
 const BLOCKS: usize = 64;
-const RETIRE: Duration = Duration::from_millis(40);
+const RETIRE: Duration = Duration::from_millis(100);
 /// Smallest slot; only a divisor for the kernel's checks in version 3.
 const FRAME_BYTES: u32 = 2048;
 
