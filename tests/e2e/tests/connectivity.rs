@@ -61,8 +61,11 @@ fn every_pod_reaches_every_pod_in_both_families_and_nothing_is_in_clear() -> Res
     }
     let report = capture.stop();
     report.assert_clean();
-    assert!(report.wireguard_of(Family::V4).frames > 1000, "{report}");
-    assert!(report.wireguard_of(Family::V6).frames > 1000, "{report}");
+    // Not frames, of which a fast machine makes few large ones. In IPv6 outside are four transfers.
+    for family in [Family::V4, Family::V6] {
+        let bytes = report.wireguard_of(family).bytes;
+        assert!(bytes > 4 * TRANSFER_BYTES, "{report}");
+    }
     for (a, b, ipv6) in [(1, 2, false), (1, 3, false), (2, 3, true)] {
         let (a, b) = (mesh.node(a), mesh.node(b));
         for (from, to) in [(a, b), (b, a)] {

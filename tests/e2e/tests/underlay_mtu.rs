@@ -234,7 +234,8 @@ fn flows_through_a_black_hole(name: &str, outer_v6: bool, narrow_bytes: u32) -> 
     let report = capture.stop();
     report.assert_clean();
     let family = if outer_v6 { Family::V6 } else { Family::V4 };
-    assert!(report.wireguard_of(family).frames > 5000);
+    // Not frames, of which a fast machine makes few large ones: two transfers.
+    assert!(report.wireguard_of(family).bytes > 8 << 20, "{report}");
     Ok(())
 }
 
