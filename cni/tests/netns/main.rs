@@ -520,7 +520,7 @@ fn what_a_runtime_left_behind_is_reserved_no_longer_than_the_pool_needs() {
         // The namespace goes without a DEL, and the interface with it.
         world.add(&format!("gone{i}"), &Ns::new()).ok();
     }
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if world.pod_links().len() == 1 {
             break;
         }

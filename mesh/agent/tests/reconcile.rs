@@ -539,7 +539,7 @@ async fn an_endpoint_given_by_an_agent_that_was_killed_at_it_does_not_outlive_th
         .insert(annotation::ENDPOINT.into(), "192.0.2.22:1".into());
     node.event(RegistryEvent::Applied(moved));
     node.shared.world().never_answers = true;
-    let killed = tokio::time::timeout(Duration::from_millis(100), node.reconcile()).await;
+    let killed = tokio::time::timeout(Duration::from_secs(1), node.reconcile()).await;
     assert!(killed.is_err());
     assert_ne!(endpoint(&node), before);
     node.shared.world().never_answers = false;

@@ -15,7 +15,7 @@ use warren_agent::registry::{
 };
 use warren_core::{NodeName, RegistryEvent};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Tells its whole view, and then blocks its thread as a system call on a dead file system does,
 /// until it is let go.
@@ -83,7 +83,8 @@ async fn hanging() -> (RegistryThread, Sender<()>, Receiver<OwnRecord>) {
 async fn a_registry_that_hangs_is_told_of_and_holds_nobody_up() {
     let (mut registry, go, records) = hanging().await;
 
-    // The first record may cost a moment, the others nothing.
+    // The first record may cost a moment, the others nothing: each such moment would be a quarter of a
+    // second.
     let mut own = own_record("node-1");
     assert!(!registry.publish(&own).await.unwrap());
     let started = Instant::now();
@@ -91,7 +92,7 @@ async fn a_registry_that_hangs_is_told_of_and_holds_nobody_up() {
     for _ in 0..100 {
         assert!(!registry.publish(&own).await.unwrap());
     }
-    assert!(started.elapsed() < Duration::from_secs(1), "{started:?}");
+    assert!(started.elapsed() < Duration::from_secs(10), "{started:?}");
 
     let told = troubles(&mut registry).await;
     let silent = "registry directory /x does not answer since 2";

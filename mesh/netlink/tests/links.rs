@@ -243,7 +243,7 @@ fn addresses_work_at_once_with_permanent_neighbours_and_no_resolution() {
                 .unwrap();
             let server = server.unwrap();
             server
-                .set_read_timeout(Some(Duration::from_secs(5)))
+                .set_read_timeout(Some(Duration::from_secs(30)))
                 .unwrap();
             let client = UdpSocket::bind(SocketAddr::new(here.addr(), 0)).unwrap();
             client

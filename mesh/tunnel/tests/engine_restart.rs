@@ -12,7 +12,8 @@ use std::time::Duration;
 use warren_lab::{Host, Lab, LabError, Proc, Signal, poll_until, require};
 
 const TUNNEL: &str = env!("CARGO_BIN_EXE_warren-tunnel");
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Long enough for a slow, shared machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 const TEN_YEARS_SECONDS: u64 = 10 * 365 * 24 * 3600;
 
 type Result<T = ()> = std::result::Result<T, LabError>;

@@ -10,16 +10,16 @@
 
 mod uapi_device;
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::mem;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uapi_device::{PATIENCE, Socket, TUNNEL, private_key, public_key};
-use warren_lab::{Host, Lab, Link, Proc, Result, poll_until, require};
+use warren_lab::{Host, Lab, Link, Proc, Result, poll_for, poll_until, require};
 
 const ALL: &str = "tso,uso,udp_segment,udp_gro";
 
@@ -122,7 +122,7 @@ fn pattern(len: usize) -> Vec<u8> {
 /// Sends by TCP and compares all that arrives.
 fn stream(from: &Node, to: &Node, address: &str, len: usize) -> Result<()> {
     let address: SocketAddr = address.parse().unwrap();
-    let listener = to.host.in_netns(|| TcpListener::bind(address).unwrap())?;
+    let listener = to.host.in_netns(|| bind(|| TcpListener::bind(address)))?;
     let sent = pattern(len);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -145,7 +145,7 @@ fn stream(from: &Node, to: &Node, address: &str, len: usize) -> Result<()> {
 /// Sends datagrams in super-packets and compares all that arrive: every length, in order.
 fn datagrams(from: &Node, to: &Node, source: &str, address: &str) -> Result<()> {
     let address: SocketAddr = address.parse().unwrap();
-    let receiver = to.host.in_netns(|| UdpSocket::bind(address).unwrap())?;
+    let receiver = to.host.in_netns(|| bind(|| UdpSocket::bind(address)))?;
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
     let sender = from
         .host
@@ -165,6 +165,15 @@ fn datagrams(from: &Node, to: &Node, source: &str, address: &str) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// A port that was just used stays taken for a moment when another test forks meanwhile.
+fn bind<T>(bind: impl Fn() -> io::Result<T>) -> T {
+    poll_for(PATIENCE, "a port", || match bind() {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+        bound => Some(bound.unwrap()),
+    })
+    .unwrap()
 }
 
 fn set_segment_len(socket: &UdpSocket, bytes: libc::c_int) {
@@ -218,8 +227,15 @@ fn all_arrives_whatever_is_off_on_either_side_and_the_status_says_what_is_on() -
             ] {
                 assert_eq!(node.count(drop), 0, "{drop}");
             }
-            assert_eq!(node.count("tun_rx_frames"), node.kernel("tx_packets"));
-            assert_eq!(node.count("tun_tx_frames"), node.kernel("rx_packets"));
+            // The ends of the streams are still under way.
+            for (ours, kernels) in [
+                ("tun_rx_frames", "tx_packets"),
+                ("tun_tx_frames", "rx_packets"),
+            ] {
+                poll_until(PATIENCE, &format!("as many {ours} as {kernels}"), || {
+                    node.count(ours) == node.kernel(kernels)
+                })?;
+            }
         }
         let together = |packets, frames| node1.count(packets) > node1.count(frames);
         assert_eq!(
@@ -244,12 +260,23 @@ fn with_everything_on_a_train_goes_through_as_one() -> Result<()> {
     let (_lab, node1, node2, _link) = pair("offloadall", [&[], &[]])?;
     assert_eq!(node1.status("offload"), ALL);
     move_all(&node1, &node2)?;
-    let before = node2.count("tun_tx_frames");
-    let packets = node2.count("tun_tx_packets");
+    // The ends of the streams are still under way.
+    let counted = || [node2.count("tun_tx_packets"), node2.count("tun_tx_frames")];
+    let (mut before, mut since) = (counted(), Instant::now());
+    poll_until(PATIENCE, "silence", || {
+        let now = counted();
+        if std::mem::replace(&mut before, now) != now {
+            since = Instant::now();
+        }
+        since.elapsed() > Duration::from_secs(1)
+    })?;
     datagrams(&node1, &node2, "10.1.0.1", "10.2.0.1:5003")?;
     // 8 + 40 + 64 + 1 datagrams, in four super-packets.
-    assert_eq!(node2.count("tun_tx_packets") - packets, 113);
-    assert_eq!(node2.count("tun_tx_frames") - before, 4);
+    let [packets, frames] = before;
+    poll_until(PATIENCE, "all packets to be counted", || {
+        counted()[0] - packets >= 113
+    })?;
+    assert_eq!(counted(), [packets + 113, frames + 4]);
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use warren_keyring::PrivateKey;
 use warren_lab::{Host, Lab, LabError, Link, Output, Signal, poll_until, require};
@@ -21,7 +21,8 @@ use warren_tunnel::offload::Offloads;
 use warren_tunnel::tun::Tun;
 
 const TUNNEL: &str = env!("CARGO_BIN_EXE_warren-tunnel");
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Long enough for a slow, shared machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 type Result<T = ()> = std::result::Result<T, LabError>;
 
@@ -34,12 +35,11 @@ fn wg_quick_brings_it_up_saves_strips_and_takes_it_down() -> Result {
     let lab = Lab::new("wgquick")?;
     let (node1, node2, _link) = hosts(&lab)?;
     let (conf1, conf2) = write_configs(&node1, &node2);
-    let started = Instant::now();
+    // That it ends in time says that the program goes to the background.
     wg_quick(&node1, "up", &conf1)?;
-    assert!(started.elapsed() < PATIENCE, "it goes to the background");
     wg_quick(&node2, "up", &conf2)?;
     for address in ["10.9.0.2", "fd09::2"] {
-        node1.run(&["ping", "-c3", "-i0.1", "-W2", address])?;
+        wait_for_ping(&node1, address)?;
     }
     let parent = node1.sh("ps -o ppid= -p $(pidof warren-tunnel)")?.stdout;
     assert_eq!(parent.trim(), "1", "its caller is gone");
@@ -55,7 +55,7 @@ fn wg_quick_brings_it_up_saves_strips_and_takes_it_down() -> Result {
     let before = node1.run(&["wg", "showconf", "wg0"])?.stdout;
     node1.sh(&format!("wg syncconf wg0 {}", strip_file.display()))?;
     assert_eq!(node1.run(&["wg", "showconf", "wg0"])?.stdout, before);
-    node1.run(&["ping", "-c1", "-W2", "10.9.0.2"])?;
+    node1.run(&["ping", "-c1", "-W10", "10.9.0.2"])?;
 
     node1.run(&["wg", "set", "wg0", "fwmark", "0x51"])?;
     wg_quick(&node1, "save", &conf1)?;
@@ -76,10 +76,7 @@ fn wg_quick_brings_it_up_saves_strips_and_takes_it_down() -> Result {
     poll_until(PATIENCE, "one process", || pids(&node1) == 1)?;
     let mark = node1.run(&["wg", "show", "wg0", "fwmark"])?.stdout;
     assert_eq!(mark.trim(), "0x51");
-    poll_until(PATIENCE, "a ping", || {
-        let ping = ["ping", "-c1", "-W1", "10.9.0.2"];
-        node1.try_run(&ping).is_ok_and(|output| output.success())
-    })?;
+    wait_for_ping(&node1, "10.9.0.2")?;
     wg_quick(&node1, "down", &conf1)?;
     assert_nothing_left(&node1)
 }
@@ -100,7 +97,7 @@ fn wg_quick_carries_a_default_route_by_mark() -> Result {
     wg_quick(&node1, "up", &conf1)?;
     wg_quick(&node2, "up", &conf2)?;
     node2.sh("ip address add 198.51.100.7/32 dev lo")?;
-    node1.run(&["ping", "-c3", "-i0.1", "-W2", "198.51.100.7"])?;
+    wait_for_ping(&node1, "198.51.100.7")?;
     let mark = node1.run(&["wg", "show", "wg0", "fwmark"])?.stdout;
     assert_eq!(mark.trim(), "0xca6c", "wg-quick has set its mark, 51820");
     wg_quick(&node1, "down", &conf1)?;
@@ -119,8 +116,8 @@ fn it_begins_down_without_key_and_peers_and_ends_with_its_interface_or_its_socke
         ("its socket is removed", "rm /run/wireguard/wg0.sock"),
         (
             "another socket takes its socket's place",
-            "(timeout 0.3 socat UNIX-LISTEN:/run/x,unlink-close=0 - || true) &&
-             mv /run/x /run/wireguard/wg0.sock",
+            "socat UNIX-LISTEN:/run/x,unlink-close=0 - & until test -S /run/x; do sleep 0.05; done
+             kill $!; wait $! || true; mv /run/x /run/wireguard/wg0.sock",
         ),
         // What is left there now and after a kill is a dead socket, which the next one replaces.
         ("SIGKILL", "kill -9 $(pidof warren-tunnel)"),
@@ -302,6 +299,14 @@ fn wg_quick(host: &Host, verb: &str, config: &str) -> Result<Output> {
     host.check(&command, output)
 }
 
+fn wait_for_ping(host: &Host, address: &str) -> Result {
+    let ping = ["ping", "-c1", "-W1", address];
+    poll_until(PATIENCE, "a ping", || {
+        host.try_run(&ping).is_ok_and(|output| output.success())
+    })?;
+    Ok(())
+}
+
 fn pids(host: &Host) -> usize {
     let pidof = host.try_run(&["pidof", "warren-tunnel"]).unwrap();
     pidof.stdout.split_whitespace().count()
@@ -309,7 +314,11 @@ fn pids(host: &Host) -> usize {
 
 fn assert_nothing_left(host: &Host) -> Result {
     poll_until(PATIENCE, "the end of the process", || pids(host) == 0)?;
-    host.sh("! ip link show wg0 2>/dev/null && ! test -e /run/wireguard/wg0.sock")?;
+    // A process is not found any more before the kernel has closed what it had.
+    poll_until(PATIENCE, "the end of interface and socket", || {
+        let gone = "! ip link show wg0 2>/dev/null && ! test -e /run/wireguard/wg0.sock";
+        host.sh(gone).is_ok()
+    })?;
     host.sh("! test -e /run/warren && ! test -e /var/lib/warren")?;
     Ok(())
 }

@@ -44,12 +44,12 @@ fn agents_that_cannot_be_asked_are_rows_with_their_causes_and_policies_are_tried
     })?;
 
     // By kubectl, as people call it.
-    let output = warren(&plane, &["status", "--request-timeout", "3s"])?;
+    let output = warren(&plane, &["status", "--request-timeout", "10s"])?;
     ensure!(output.status.code() == Some(1), "{output:?}");
     for line in [
         "state     UNKNOWN",
         "nodes     3, of which 0 are ok",
-        "  node2: no answer within 3s (--request-timeout)",
+        "  node2: no answer within 10s (--request-timeout)",
         "  node3: no pod of warren-agent is on this node (namespace warren-system)",
     ] {
         ensure!(
@@ -62,7 +62,10 @@ fn agents_that_cannot_be_asked_are_rows_with_their_causes_and_policies_are_tried
     let refused = refused.context("a cause of node1")?;
     ensure!(refused.contains("connection refused"), "{refused}");
 
-    let output = warren(&plane, &["status", "-o", "json", "--request-timeout", "3s"])?;
+    let output = warren(
+        &plane,
+        &["status", "-o", "json", "--request-timeout", "10s"],
+    )?;
     let document: Value = serde_json::from_str(&output.stdout)?;
     let given = kubectl(
         &plane,
@@ -151,7 +154,7 @@ fn kubectl(plane: &ControlPlane, arguments: &[&str]) -> Result<Output> {
 
 /// What a check of the doctor finds: severities and findings.
 fn findings(plane: &ControlPlane, check: &str) -> Result<Vec<(String, String)>> {
-    let output = warren(plane, &["doctor", "--json", "--request-timeout", "5s"])?;
+    let output = warren(plane, &["doctor", "--json", "--request-timeout", "10s"])?;
     ensure!(output.status.code() == Some(1), "{output:?}");
     let document: Value = serde_json::from_str(&output.stdout)?;
     let all = document["findings"].as_array().context("findings")?;

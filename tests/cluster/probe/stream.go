@@ -13,7 +13,7 @@ import (
 
 const (
 	// How late an echo may be before its datagram counts as lost.
-	lateLimit = 3 * time.Second
+	lateLimit = 10 * time.Second
 	// Rates beyond this would measure the machine.
 	maxRate = 10000
 )

@@ -199,7 +199,7 @@ pub struct Account {
     pub duplicates: u64,
     /// Datagrams that the kernel refused to send.
     pub unsent: u64,
-    /// Those that have not returned within three seconds.
+    /// Those that have not returned within ten seconds.
     pub lost: u64,
     /// The longest time without any return, in milliseconds.
     pub gap_millis: u64,

@@ -12,7 +12,7 @@ use crate::clean::Machine;
 use crate::matrix;
 
 const TRANSFER_BYTES: u64 = 100 * 1000 * 1000;
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn step(number: u8, what: &str) {
     println!("\n[{number}/7] {what}");
@@ -164,10 +164,11 @@ fn show_transfers(mesh: &Mesh, pods: &[MeshPod]) -> Result<()> {
     let report = capture.stop();
     report.check()?;
     print_report(&report);
-    let both = [Family::V4, Family::V6].map(|f| report.wireguard_of(f).frames);
+    // Not frames, of which a fast machine makes few large ones.
+    let both = [Family::V4, Family::V6].map(|f| report.wireguard_of(f).bytes);
     ensure!(
-        both.iter().all(|frames| *frames > 10_000),
-        "too few WireGuard packets: {both:?}"
+        both.iter().all(|bytes| *bytes > TRANSFER_BYTES),
+        "too few bytes of WireGuard: {both:?}"
     );
     Ok(())
 }

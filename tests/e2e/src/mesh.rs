@@ -17,7 +17,7 @@ pub const CLUSTER_V6: &str = "fd00:244::/48";
 /// The tunnel's UDP port.
 const WIREGUARD_PORT: u16 = 51871;
 /// How long a mesh may take to come up; CI machines are slow and shared.
-const UP_LIMIT: Duration = Duration::from_secs(30);
+const UP_LIMIT: Duration = Duration::from_secs(60);
 
 /// A lab with Warren's nodes in it.
 #[derive(Debug)]
@@ -177,8 +177,8 @@ impl Mesh {
         &self.registry
     }
 
-    /// Waits until every node is ready and has a session with every other, as its status says.
-    /// A tunnel starts a handshake with each new peer at once.
+    /// Waits until every node is ready, has a session with every other, as its status says, and has
+    /// the routes to the other's pods. A tunnel starts a handshake with each new peer at once.
     pub fn wait_connected(&self, limit: Duration) -> Result<Duration> {
         let start = std::time::Instant::now();
         loop {
@@ -191,6 +191,26 @@ impl Mesh {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// The status names a peer before its routes are there.
+    fn not_routed(&self, node: &Node) -> Option<String> {
+        let script = "for table in main 51871; do for family in -4 -6; do
+                          ip $family route show table $table proto 151 2>/dev/null || true
+                      done; done";
+        let routes = match node.host.sh(script) {
+            Ok(out) => out.stdout,
+            Err(e) => return Some(format!("{}: {e}", node.name())),
+        };
+        let others = self.nodes.iter().filter(|o| o.number != node.number);
+        for range in others.flat_map(|other| &other.pod_cidrs) {
+            let way = format!("{range} dev warren0 ");
+            let ways = routes.lines().filter(|line| line.starts_with(&way)).count();
+            if ways < 2 {
+                return Some(format!("{} has no routes to {range}", node.name()));
+            }
+        }
+        None
     }
 
     fn not_connected(&self) -> Option<String> {
@@ -215,6 +235,9 @@ impl Mesh {
                         other.name()
                     ));
                 }
+            }
+            if let Some(trouble) = self.not_routed(node) {
+                return Some(trouble);
             }
         }
         None

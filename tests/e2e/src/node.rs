@@ -12,7 +12,7 @@ use crate::mesh::{CLUSTER_V4, CLUSTER_V6};
 use crate::pod::MeshPod;
 
 /// How long a program may take to answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// A machine on the underlay with `warren-tunnel` and `warren-agent`.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use warren_lab::{Output, Pod, bin};
 
 use crate::node::Node;
 
-const CNI_LIMIT: Duration = Duration::from_secs(20);
+const CNI_LIMIT: Duration = Duration::from_secs(60);
 
 /// A pod with its addresses.
 #[derive(Debug)]

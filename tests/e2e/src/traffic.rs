@@ -14,7 +14,10 @@ pub const MARKER: &str = "warren-clear-text-marker-7c1f";
 const TRANSFER_PORT: u16 = 5201;
 /// The port that probes use.
 const PROBE_PORT: u16 = 5202;
-const START_LIMIT: Duration = Duration::from_secs(5);
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a probe waits for what is under way when it ends, in milliseconds; a standstill of the
+/// machine does not count. Less than the retry of a handshake: what came by that was lost before.
+const LATE_MS: &str = "3000";
 const TRANSFER_LIMIT: Duration = Duration::from_secs(120);
 
 /// What pinging an address showed.
@@ -169,6 +172,13 @@ pub struct ProbeResult {
     pub longest_gap: Duration,
 }
 
+impl ProbeResult {
+    /// Datagrams without an answer.
+    pub fn lost(&self) -> u64 {
+        self.sent - self.received
+    }
+}
+
 impl Probe {
     /// Starts sending from `client` to `server` at `address` every `interval`.
     pub fn start(
@@ -186,15 +196,16 @@ impl Probe {
         let target = SocketAddr::new(ip, PROBE_PORT).to_string();
         let mut command = Command::new(&tool);
         command.args(["udp-ping", &target, "--count", "0", "--marker", MARKER]);
-        command.args(["--interval-ms", &interval]);
+        command.args(["--interval-ms", &interval, "--wait-ms", LATE_MS]);
         let ping = client.spawn(&mut command)?;
+        ping.wait_log("sending", START_LIMIT)?;
         Ok(Self { echo, ping })
     }
 
-    /// Ends it and tells what it saw.
+    /// Ends it and tells what it saw, answers included that were under way.
     pub fn stop(self) -> Result<ProbeResult> {
         self.ping.signal(Signal::SIGTERM);
-        self.ping.wait_timeout(Duration::from_secs(10))?;
+        self.ping.wait_timeout(START_LIMIT)?;
         self.echo.kill();
         let log = self.ping.log();
         let line = log.lines().find(|l| l.starts_with('{'));

@@ -112,7 +112,7 @@ pub fn assert_check_can_fail(mesh: &Mesh) -> Result<()> {
     command.args(["udp-ping", "192.0.2.254:9", "--count", "1"]);
     command.args(["--wait-ms", "50", "--marker", MARKER]);
     let node = &mesh.node(1).host;
-    node.output(&mut command, Duration::from_secs(5))?;
+    node.output(&mut command, Duration::from_secs(30))?;
     let seen = capture.stop().clear_text().frames;
     ensure!(
         seen >= 2,

@@ -13,9 +13,10 @@ use warren_e2e::{
 };
 use warren_lab::require;
 
-/// Traffic is back within this time, whatever the clock says.
-const BACK: Duration = Duration::from_secs(10);
-const LIMIT: Duration = Duration::from_secs(20);
+/// Traffic is back within this time, whatever the clock says: a start, a retry of the handshake (5 s),
+/// and slack for a shared machine.
+const BACK: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 const HOUR: i64 = 3_600;
 const TEN_YEARS: i64 = 315_576_000;
@@ -64,7 +65,7 @@ fn set_clock(mesh: &mut Mesh, clock: &WallClock, offsets: &[i64]) -> Result<()> 
         std::thread::sleep(Duration::from_secs(1));
         let seen = probe.stop()?;
         assert!(
-            seen.sent > 50 && seen.sent - seen.received <= 2,
+            seen.sent > 50 && seen.lost() == 0,
             "setting the clock to {offset} s lost packets: {seen:?}"
         );
         assert_status(mesh, offset)?;
@@ -98,7 +99,7 @@ fn mesh_with_clock(name: &str) -> Result<(Mesh, WallClock)> {
     node.env = clock.env();
     node.start()?;
     mesh.add_node(2)?.start()?;
-    mesh.wait_connected(Duration::from_secs(30))?;
+    mesh.wait_connected(LIMIT)?;
     Ok((mesh, clock))
 }
 

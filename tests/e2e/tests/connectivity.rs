@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use warren_e2e::{MARKER, Mesh, MeshPod, ping, ping_each, transfer};
-use warren_lab::{Allow, Family, Space, bin, require};
+use warren_lab::{Allow, Family, Space, bin, poll_until, require};
 
 const TRANSFER_BYTES: u64 = 2 << 20;
+/// Long enough for a slow, shared machine.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Two pods on each of three nodes; the topology is drawn in the crate's documentation.
 fn mesh_with_pods(name: &str) -> Result<(Mesh, Vec<MeshPod>)> {
@@ -59,8 +61,11 @@ fn every_pod_reaches_every_pod_in_both_families_and_nothing_is_in_clear() -> Res
     }
     let report = capture.stop();
     report.assert_clean();
-    assert!(report.wireguard_of(Family::V4).frames > 1000, "{report}");
-    assert!(report.wireguard_of(Family::V6).frames > 1000, "{report}");
+    // Not frames, of which a fast machine makes few large ones. In IPv6 outside are four transfers.
+    for family in [Family::V4, Family::V6] {
+        let bytes = report.wireguard_of(family).bytes;
+        assert!(bytes > 4 * TRANSFER_BYTES, "{report}");
+    }
     for (a, b, ipv6) in [(1, 2, false), (1, 3, false), (2, 3, true)] {
         let (a, b) = (mesh.node(a), mesh.node(b));
         for (from, to) in [(a, b), (b, a)] {
@@ -101,19 +106,17 @@ fn the_clear_text_check_sees_what_leaks_once_protection_is_gone() -> Result<()> 
         "--wait-ms",
         "50",
     ]);
-    pods[0]
-        .pod
-        .output(send.args(["--marker", MARKER]), Duration::from_secs(5))?;
+    pods[0].pod.output(send.args(["--marker", MARKER]), LIMIT)?;
     let report = capture.stop();
     assert!(report.clear_text().frames >= 5, "{report}");
     assert!(report.check().is_err());
     // And once the agent is back, so is the protection.
     mesh.node_mut(1).start_agent()?;
     let node = mesh.node(1);
-    warren_lab::poll_until(Duration::from_secs(10), "the filter to be back", || {
+    poll_until(LIMIT, "the filter to be back", || {
         node.host.sh("nft list table inet warren").is_ok()
     })?;
-    warren_lab::poll_until(Duration::from_secs(10), "the detour to be gone", || {
+    poll_until(LIMIT, "the detour to be gone", || {
         let table = node.host.sh("ip route show table 51871");
         table.is_ok_and(|table| !table.stdout.contains("192.0.2.254"))
     })?;

@@ -6,18 +6,21 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use warren_e2e::{
     Mesh, MeshPod, Node, Probe, ProbeResult, assert_captured, assert_check_can_fail, ping,
+    wait_back,
 };
 use warren_lab::{Signal, poll_for, poll_until, require};
 
 /// Long enough for a slow, shared machine; the times that users see are printed by the demo.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
-/// Datagrams that may be in flight when a probe ends.
-const IN_FLIGHT: u64 = 2;
 /// After the restart of a killed tunnel traffic is back within this time.
 const BACK: Duration = Duration::from_secs(2);
 /// How often each killing is done: a machine that stands still once shall not fail the test.
 const ROUNDS: usize = 3;
+/// How long a killed tunnel stays dead at least, and the gap that its probes must show at least: a
+/// busy machine reads the last answer before it late.
+const DEAD: Duration = Duration::from_millis(600);
+const LEAST_GAP: Duration = Duration::from_millis(300);
 
 /// How long agents are stopped: longer than any of their intervals, or WARREN_STOP_SECONDS.
 fn stop_time() -> Duration {
@@ -56,6 +59,7 @@ fn a_node_joins_and_leaves_without_a_word_to_the_others() -> Result<()> {
     mesh.add_node(4)?.start()?;
     mesh.wait_connected(LIMIT)?;
     let new = mesh.node(4).attach("new")?;
+    wait_back(&old.pod, &new.addresses(), LIMIT)?;
     for address in new.addresses() {
         assert!(ping(&old.pod, address, 3)?.lossless());
     }
@@ -71,15 +75,15 @@ fn a_node_joins_and_leaves_without_a_word_to_the_others() -> Result<()> {
     let seen = ping(&old.pod, &new.v4, 3)?;
     assert_eq!(seen.received, 0);
     capture.stop().assert_clean();
-    let routes = mesh
-        .node(1)
-        .host
-        .sh("ip route show; ip -6 route show; ip route show table 51871")?;
-    assert!(
-        !routes.stdout.contains("10.244.4.") && !routes.stdout.contains("192.0.2.4"),
-        "{}",
-        routes.stdout
-    );
+    // The status forgets a node before the kernel does.
+    let mut left = String::new();
+    let gone = poll_until(LIMIT, "its routes to be gone", || {
+        let script = "ip route show; ip -6 route show; ip route show table 51871";
+        let routes = mesh.node(1).host.sh(script);
+        left = routes.map_or_else(|e| e.to_string(), |out| out.stdout);
+        !left.contains("10.244.4.") && !left.contains("192.0.2.4")
+    });
+    assert!(gone.is_ok(), "{left}");
     Ok(())
 }
 
@@ -123,10 +127,7 @@ fn traffic_does_not_notice_an_agent_that_dies_stops_or_restarts() -> Result<()> 
     mesh.wait_connected(LIMIT)?;
     std::thread::sleep(Duration::from_secs(1));
     for seen in stop(probes)? {
-        assert!(
-            seen.sent > 500 && seen.sent - seen.received <= IN_FLIGHT,
-            "{seen:?}"
-        );
+        assert!(seen.sent > 500 && seen.lost() == 0, "{seen:?}");
     }
     assert_captured(capture, 500);
     assert_check_can_fail(&mesh)
@@ -156,7 +157,7 @@ fn outage(mesh: &mut Mesh, pods: [&MeshPod; 2], killed: Killed) -> Result<Durati
         // The agent is back before the tunnel is.
         node.start_agent()?;
     }
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(DEAD);
     node.start_tunnel()?;
     let dead = dead.elapsed();
     // Without an agent for all of this time, where that one died first.
@@ -164,7 +165,7 @@ fn outage(mesh: &mut Mesh, pods: [&MeshPod; 2], killed: Killed) -> Result<Durati
     let seen = stop(probes)?;
     for probe in &seen {
         assert!(
-            probe.longest_gap >= Duration::from_millis(300),
+            probe.longest_gap >= LEAST_GAP,
             "a dead tunnel must not carry anything: {probe:?}"
         );
     }

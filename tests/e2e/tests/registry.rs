@@ -16,10 +16,8 @@ use warren_keyring::PrivateKey;
 use warren_lab::{Capture, poll_until, require};
 
 /// Long enough for a slow, shared machine.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
-/// Datagrams that may be in flight when a probe ends.
-const IN_FLIGHT: u64 = 2;
 
 /// Two connected nodes, a pod on each, a probe between them, and the underlay watched.
 struct Scene {
@@ -93,10 +91,7 @@ impl Scene {
         // On a fast machine all else was over before a loss could have shown.
         std::thread::sleep(Duration::from_secs(1));
         let seen = self.probe.stop()?;
-        assert!(
-            seen.sent > 50 && seen.sent - seen.received <= IN_FLIGHT,
-            "{seen:?}"
-        );
+        assert!(seen.sent > 50 && seen.lost() == 0, "{seen:?}");
         let report = self.capture.stop();
         report.assert_clean();
         assert!(report.wireguard_total().frames > 50);
@@ -392,6 +387,9 @@ struct Churn {
     random: u64,
 }
 
+/// What stays as it is for so long is as its agent wants it: longer than the time between two
+/// reconciles.
+const SETTLED: Duration = Duration::from_secs(7);
 /// Nodes that come and go beside the real ones.
 const STRANGERS: usize = 40;
 
@@ -497,10 +495,13 @@ fn two_hundred_changes_a_second_end_as_a_fresh_start_would() -> Result<()> {
     }
     let mut settled = BTreeMap::new();
     for number in [1, 2] {
-        let mut last = String::new();
+        let (mut last, mut since) = (String::new(), Instant::now());
         poll_until(LIMIT, "the node to settle", || {
             let now = network_of(scene.mesh.node(number)).unwrap_or_default();
-            std::mem::replace(&mut last, now.clone()) == now
+            if std::mem::replace(&mut last, now.clone()) != now {
+                since = Instant::now();
+            }
+            since.elapsed() > SETTLED
         })?;
         settled.insert(number, last);
     }
@@ -512,10 +513,7 @@ fn two_hundred_changes_a_second_end_as_a_fresh_start_would() -> Result<()> {
     } = scene;
     let seen = probe.stop()?;
     println!("{seen:?}");
-    assert!(
-        seen.sent > seconds * 20 && seen.sent - seen.received <= IN_FLIGHT,
-        "{seen:?}"
-    );
+    assert!(seen.sent > seconds * 20 && seen.lost() == 0, "{seen:?}");
     capture.stop().assert_clean();
     for (number, running) in &settled {
         start_from_nothing(mesh.node_mut(*number))?;

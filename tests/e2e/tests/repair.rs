@@ -4,12 +4,12 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use warren_e2e::{MARKER, Mesh, MeshPod, Node, Probe, ping};
 use warren_lab::{ClearTextRules, Proc, Signal, Space, Tap, bin, poll_until, require};
 
 /// Long enough for a slow, shared machine.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// What has an event is promised within 200 ms, on a machine that has time for it. This limit only
 /// tells a repair by the event from one by the tick of 5 s.
 const BY_EVENT: Duration = Duration::from_secs(4);
@@ -41,6 +41,17 @@ fn repaired(node: &Node, change: &str, check: &str) -> Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds))
 }
 
+/// As [`repaired`], by the event: a shared machine may stand still for seconds once, but not each time.
+fn repaired_by_event(node: &Node, change: &str, check: &str) -> Result<Vec<Duration>> {
+    let mut took = Vec::new();
+    while took.len() < 3 && took.last().is_none_or(|last| *last >= BY_EVENT) {
+        took.push(repaired(node, change, check)?);
+    }
+    let last = took.last().context("no attempt")?;
+    ensure!(*last < BY_EVENT, "{change}: {took:?}");
+    Ok(took)
+}
+
 /// How many marked packets pass a place while `work` runs.
 fn marked_packets(mesh: &Mesh, tap: Tap, work: impl FnOnce() -> Result<()>) -> Result<u64> {
     let rules = ClearTextRules {
@@ -52,17 +63,32 @@ fn marked_packets(mesh: &Mesh, tap: Tap, work: impl FnOnce() -> Result<()>) -> R
     Ok(capture.stop().clear_text().frames)
 }
 
+/// Sends twenty marked datagrams; nobody has to answer.
+fn send_marked(from: &Space, to: &str, source: Option<&str>) -> Result<()> {
+    let mut command = marked(to, source)?;
+    command.args(["--count", "20", "--interval-ms", "5", "--wait-ms", "50"]);
+    from.output(&mut command, LIMIT)?;
+    Ok(())
+}
+
 /// Sends marked datagrams until it is killed; nobody has to answer.
 fn stream(from: &Space, to: &str, source: Option<&str>, interval_ms: u32) -> Result<Proc> {
+    let mut command = marked(to, source)?;
+    command.args(["--count", "0", "--interval-ms", &interval_ms.to_string()]);
+    let stream = from.spawn(&mut command)?;
+    stream.wait_log("sending", LIMIT)?;
+    Ok(stream)
+}
+
+fn marked(to: &str, source: Option<&str>) -> Result<Command> {
     let target = std::net::SocketAddr::new(to.parse()?, 9).to_string();
     let mut command = Command::new(bin("lab-tool")?);
-    command.args(["udp-ping", &target, "--count", "0", "--marker", MARKER]);
-    command.args(["--interval-ms", &interval_ms.to_string()]);
+    command.args(["udp-ping", &target, "--marker", MARKER]);
     if let Some(source) = source {
         let source = std::net::SocketAddr::new(source.parse()?, 0).to_string();
         command.args(["--from", &source]);
     }
-    Ok(from.spawn(&mut command)?)
+    Ok(command)
 }
 
 /// Processor time that a process has used.
@@ -200,14 +226,8 @@ fn what_others_take_away_is_back_by_the_event_and_nothing_is_ever_in_clear() -> 
     ])
     .collect();
     for (change, check) in &steps {
-        // A shared machine may stand still for seconds once, but not each time.
-        let mut took = Vec::new();
-        while took.len() < 3 && took.last().is_none_or(|last| *last >= BY_EVENT) {
-            took.push(repaired(node, change, check)?);
-        }
+        let took = repaired_by_event(node, change, check)?;
         println!("{took:>9.0?}  {change}");
-        let last = took.last().context("no attempt")?;
-        assert!(*last < BY_EVENT, "{change}: {took:?}");
         assert_reached(&a, &b, &format!("after `{change}`"))?;
     }
     for probe in probes {
@@ -223,10 +243,7 @@ fn what_others_take_away_is_back_by_the_event_and_nothing_is_ever_in_clear() -> 
         "nft delete table inet warren; ip route replace 10.244.3.0/24 via 192.0.2.254 table 51871 metric 1",
     )?;
     let leaked = marked_packets(&mesh, node.host.tap("eth0"), || {
-        let stream = stream(&a.pod, &b.v4, None, 5)?;
-        std::thread::sleep(Duration::from_millis(500));
-        stream.kill();
-        Ok(())
+        send_marked(&a.pod, &b.v4, None)
     })?;
     assert!(leaked > 0);
     Ok(())
@@ -244,21 +261,17 @@ fn clear_text_is_not_let_in_while_the_ruleset_is_flushed() -> Result<()> {
         "ip addr add 10.244.1.77/32 dev lo; ip addr add fd00:244:0:1::77/128 dev lo nodad
          ip route add 10.244.2.0/24 via 192.0.2.2; ip route add fd00:244:0:2::/64 via 2001:db8:a::2",
     )?;
-    let inject = || -> Result<Vec<Proc>> {
-        [
-            (&pod.v4, "10.244.1.77"),
-            (&pod.v6, "fd00:244:0:1::77"),
-            (&pod.v4, "192.0.2.254"),
-            (&pod.v6, "2001:db8:a::ff"),
-        ]
-        .iter()
-        .map(|(to, source)| stream(&mesh.router, to, Some(source), 1))
-        .collect()
-    };
+    let injected = [
+        (&pod.v4, "10.244.1.77"),
+        (&pod.v6, "fd00:244:0:1::77"),
+        (&pod.v4, "192.0.2.254"),
+        (&pod.v6, "2001:db8:a::ff"),
+    ];
     let node = mesh.node(2);
     let mut open = Vec::new();
     let delivered = marked_packets(&mesh, node.host.tap(&veth), || {
-        let streams = inject()?;
+        let start = |(to, source): &(&String, &str)| stream(&mesh.router, to, Some(source), 1);
+        let streams: Vec<Proc> = injected.iter().map(start).collect::<Result<_>>()?;
         for _ in 0..5 {
             let check = "nft list table inet warren";
             open.push(repaired(node, "nft flush ruleset", check)?);
@@ -291,10 +304,8 @@ fn clear_text_is_not_let_in_while_the_ruleset_is_flushed() -> Result<()> {
     node.agent.as_ref().unwrap().kill();
     node.host.sh("nft flush ruleset")?;
     let delivered = marked_packets(&mesh, node.host.tap(&veth), || {
-        let streams = inject()?;
-        std::thread::sleep(Duration::from_millis(500));
-        streams.iter().for_each(Proc::kill);
-        Ok(())
+        let send = |(to, source): &(&String, &str)| send_marked(&mesh.router, to, Some(source));
+        injected.iter().try_for_each(send)
     })?;
     assert!(delivered > 0);
     Ok(())
@@ -311,18 +322,14 @@ fn what_pods_send_to_nodes_is_refused_while_the_ruleset_and_the_routes_are_flush
     mesh.add_node(4)?.start()?;
     mesh.wait_connected(LIMIT)?;
     let send = || -> Result<()> {
-        let streams: Vec<Proc> = [
+        [
             "198.51.100.3",
             "2001:db8:b::3",
             "192.0.2.4",
             "2001:db8:a::4",
         ]
         .iter()
-        .map(|node| stream(&pod.pod, node, None, 5))
-        .collect::<Result<_>>()?;
-        std::thread::sleep(Duration::from_millis(500));
-        streams.iter().for_each(Proc::kill);
-        Ok(())
+        .try_for_each(|node| send_marked(&pod.pod, node, None))
     };
     let node = mesh.node(2);
     let agent = node.agent.as_ref().unwrap();
@@ -415,9 +422,8 @@ fn other_programs_routes_for_pods_lead_nothing_astray_and_are_named() -> Result<
             "! ip -6 route show table 51871 | grep -q 2001:db8:a::ff",
         ),
     ] {
-        let took = repaired(node, &add, gone)?;
-        println!("{:>6} ms  {add}", took.as_millis());
-        assert!(took < BY_EVENT, "{add}: {took:?}");
+        let took = repaired_by_event(node, &add, gone)?;
+        println!("{took:>9.0?}  {add}");
         assert_reached(&a, &b, &format!("after `{add}`"))?;
     }
     println!("{:?}", probe.stop()?);
@@ -440,10 +446,10 @@ fn a_program_that_fights_for_a_route_starves_nothing_and_rest_costs_nothing() ->
     std::thread::sleep(Duration::from_secs(2));
     let (before, start) = (cpu(agent)?, Instant::now());
     // Meanwhile other damage is repaired, and a node joins.
-    let took = repaired(node, "nft flush ruleset", "nft list table inet warren")?;
+    let took = repaired_by_event(node, "nft flush ruleset", "nft list table inet warren")?;
     let route = "ip -6 route show fd00:244:0:1::/64 proto 151 table main | grep -q warren0";
     let change = "ip -6 route del fd00:244:0:1::/64 proto 151 table main";
-    let took_route = repaired(node, change, route)?;
+    let took_route = repaired_by_event(node, change, route)?;
     mesh.add_node(4)?.start()?;
     let joined = Instant::now();
     poll_until(LIMIT, "node2 to know node4", || {
@@ -462,7 +468,6 @@ fn a_program_that_fights_for_a_route_starves_nothing_and_rest_costs_nothing() ->
          the agent took {:.1}% of a processor",
         share * 100.0
     );
-    assert!(took < BY_EVENT && took_route < BY_EVENT);
     assert!(share < 0.6, "{share}");
     // And then there is peace: what the agent changes itself does not keep it busy.
     poll_until(LIMIT, "the route to be back", || {

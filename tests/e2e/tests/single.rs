@@ -8,7 +8,7 @@ use anyhow::Result;
 use warren_e2e::Mesh;
 use warren_lab::{Proc, bin, poll_until, require};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn refused(second: &Proc, parts: &[&str]) -> Result<()> {
     let status = second.wait_timeout(LIMIT)?;

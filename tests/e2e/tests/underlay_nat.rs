@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::{Value, json};
 use warren_e2e::{Mesh, Node, Probe, assert_captured, transfer, wait_back, wait_well};
-use warren_lab::{NatRouter, poll_until, require};
+use warren_lab::{NatRouter, poll_for, poll_until, require};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 /// A retry of the handshake (5 s), and slack for a shared machine.
-const BACK: Duration = Duration::from_secs(12);
+const BACK: Duration = Duration::from_secs(30);
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 /// The time between two reconciles, and some.
 const RECONCILES: Duration = Duration::from_secs(12);
@@ -59,9 +59,11 @@ fn a_nat_mapping_that_changes_its_port_is_followed_and_not_reset() -> Result<()>
         nat.remap()?;
         let back = wait_back(&a.pod, &[&b.v4, &b.v6], BACK)?;
         println!("traffic is back {back:?} after the mapping changed");
-        let learned = endpoint(node1, node2);
-        assert!(learned != last && learned.is_some_and(|e| e.ip().to_string() == "192.0.2.102"));
-        last = learned;
+        last = poll_for(LIMIT, "the new mapping to be learned", || {
+            let learned = endpoint(node1, node2)?;
+            let is_new = Some(learned) != last && learned.ip().to_string() == "192.0.2.102";
+            is_new.then_some(Some(learned))
+        })?;
     }
     // The agent looks at everything twice, and leaves what was learned.
     std::thread::sleep(RECONCILES);

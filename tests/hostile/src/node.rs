@@ -11,7 +11,7 @@ use warren_lab::{Host, Lab, Proc, bin, poll_until};
 /// The tunnel's port.
 pub const PORT: u16 = 51871;
 /// How long a program may take to come up.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Node `n` with 10.`n`.0.0/16 and fd0`n`::/64 behind it.
 pub struct Node {

@@ -42,7 +42,7 @@ impl Sealer {
             recorded: Vec::new(),
         };
         let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(10) {
+        while start.elapsed() < Duration::from_secs(30) {
             let mut room = vec![0; ROOM];
             let made = sealer.tunn.format_handshake_initiation(&mut room, true);
             if let TunnResult::WriteToNetwork(initiation) = made {

@@ -67,7 +67,7 @@ fn handshake_and_data_in_both_families_and_roles(bench: &mut Bench) -> Result {
             for (from, to) in [(initiator, responder), (responder, initiator)] {
                 ensure!(from.dump(to)?.latest_handshake != Some(0));
                 for address in to.inner() {
-                    ensure!(from.pings(&address)?, "no answer of {address}");
+                    ensure!(from.hears(&address)?, "no answer of {address}");
                     from.send_tcp(&address, TRANSFER_BYTES)?;
                 }
             }
@@ -100,7 +100,7 @@ fn a_preshared_key_is_needed_once_set_and_until_cleared(bench: &mut Bench) -> Re
             ensure!(!initiator.pings(address)?, "a ping without the same key");
             renew(psk, psk)?;
             initiator.reaches(address)?;
-            ensure!(responder.pings(&initiator.inner()[1])?);
+            ensure!(responder.hears(&initiator.inner()[1])?);
         }
         renew(None, None)?;
         initiator.reaches(address)?;
@@ -131,7 +131,8 @@ fn a_new_session_does_not_interrupt_traffic(bench: &mut Bench) -> Result {
             })?;
         }
         let longest = stream.finish()?;
-        ensure!(longest < Duration::from_secs(3), "{longest:?} of silence");
+        // A handshake that had to be repeated would take five seconds more.
+        ensure!(longest < Duration::from_secs(5), "{longest:?} of silence");
     }
     Ok(())
 }
@@ -162,7 +163,7 @@ fn a_changed_address_or_port_is_followed(bench: &mut Bench) -> Result {
                 "{seen:?}"
             );
             // What is sent the other way goes to the new place.
-            ensure!(other.pings(&mover.inner()[0])?);
+            ensure!(other.hears(&mover.inner()[0])?);
             if moving == Moving::AtOnce {
                 let last = other.dump(mover)?.latest_handshake;
                 ensure!(last == handshake, "not data but a handshake moved it");
@@ -183,7 +184,7 @@ fn a_changed_key_is_taken(bench: &mut Bench) -> Result {
         other.remove_peer(&old)?;
         other.add_peer(changer, None)?;
         changer.reaches(&address)?;
-        ensure!(other.pings(&changer.inner()[1])?);
+        ensure!(other.hears(&changer.inner()[1])?);
         ensure!(other.dump(changer)?.latest_handshake != Some(0));
     }
     Ok(())
@@ -209,7 +210,7 @@ fn packets_of_every_mtu_pass_whole(bench: &mut Bench) -> Result {
                 let ping = [
                     "ping",
                     "-c1",
-                    "-W2",
+                    "-W10",
                     "-s",
                     &size.to_string(),
                     &to.inner()[0],
@@ -237,7 +238,7 @@ fn an_honest_peer_gets_in_while_cookies_are_asked_for(bench: &mut Bench) -> Resu
         ensure!(waited < Duration::from_secs(27), "it took {waited:?}");
         let cookies = flood.cookies();
         victim.wait("the load to last", |_| Ok(flood.cookies() > cookies))?;
-        ensure!(victim.pings(&newcomer.inner()[1])?);
+        ensure!(victim.hears(&newcomer.inner()[1])?);
     }
     Ok(())
 }
@@ -334,10 +335,12 @@ fn a_persistent_keepalive_is_sent_without_traffic(bench: &mut Bench) -> Result {
         // It alone begins the handshake.
         keep(Some(1))?;
         other.wait("a handshake without traffic", |_| Ok(bytes()? >= 148 + 32))?;
+        let start = Instant::now();
         let before = bytes()?;
-        std::thread::sleep(Duration::from_secs(3));
+        std::thread::sleep(Duration::from_secs(5));
         let sent = bytes()? - before;
-        ensure!((64..=128).contains(&sent), "{sent} bytes");
+        let most = 32 * (start.elapsed().as_secs() + 1);
+        ensure!((64..=most).contains(&sent), "{sent} bytes");
         keep(None)?;
         std::thread::sleep(Duration::from_millis(200));
         // Keepalives would be in any of these times; what wireguard-go now and then sends once, five

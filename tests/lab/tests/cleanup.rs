@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use warren_lab::{Lab, LabError, Privilege, hierarchies, poll_until, privilege, require};
 
+/// Long enough for a slow, shared machine.
+const LIMIT: Duration = Duration::from_secs(30);
+
 /// A process of its own with a lab of two hosts, each with two daemonised sleeps.
 struct Victim {
     child: Child,
@@ -45,8 +48,9 @@ impl Victim {
         if privilege() == Privilege::Root {
             assert_eq!(control_groups(&victim.dir).len(), hierarchies().len());
         }
-        // Per host: its first process and two daemons.
-        assert_eq!(victim.members(), 6);
+        // Per host: its first process and two daemons, whose shells may still be about to end.
+        let six = poll_until(LIMIT, "six processes", || victim.members() == 6);
+        assert!(six.is_ok(), "{} processes", victim.members());
         victim
     }
 
@@ -59,17 +63,17 @@ impl Victim {
     fn assert_gone(mut self, how: &str) -> Result<(), LabError> {
         self.child.wait().expect("wait");
         poll_until(
-            Duration::from_secs(2),
+            LIMIT,
             &format!("the end of all processes after {how}"),
             || self.members() == 0 && pid_namespace(self.init).is_none(),
         )?;
         poll_until(
-            Duration::from_secs(2),
+            LIMIT,
             &format!("the end of the directory after {how}"),
             || !self.dir.exists(),
         )?;
         poll_until(
-            Duration::from_secs(5),
+            LIMIT,
             &format!("the end of the control groups after {how}"),
             || control_groups(&self.dir).is_empty(),
         )?;
@@ -128,7 +132,7 @@ fn signal(child: &Child, name: &str) {
 }
 
 #[test]
-fn nothing_is_left_two_seconds_after_a_signal_or_a_normal_end() -> Result<(), LabError> {
+fn nothing_is_left_after_a_signal_or_a_normal_end() -> Result<(), LabError> {
     require!();
     let before = machine();
     for name in ["KILL", "TERM", "INT"] {
@@ -158,7 +162,7 @@ fn killing_the_labs_first_process_ends_everything_in_it() -> Result<(), LabError
         .args(["-9", &lab.init_pid().to_string()])
         .status();
     assert!(status.expect("kill runs").success());
-    sleeper.wait_timeout(Duration::from_secs(2))?;
+    sleeper.wait_timeout(LIMIT)?;
     Ok(())
 }
 
@@ -174,7 +178,7 @@ fn a_panic_ends_the_lab_and_keeps_its_logs() -> Result<(), LabError> {
             let talker = node1.spawn_argv(&["sh", "-c", "echo last words; sleep 600"]);
             talker
                 .expect("sh starts")
-                .wait_log("last words", Duration::from_secs(5))
+                .wait_log("last words", LIMIT)
                 .expect("it talks");
             panic!("on purpose: the message above and below is part of the test");
         });
@@ -229,16 +233,14 @@ fn a_detached_lab_stays_until_it_is_taken_down() -> Result<(), LabError> {
             .filter(|p| pid_namespace(*p) == namespace)
             .count()
     };
-    assert_eq!(members(), 2);
+    poll_until(LIMIT, "its first process and the daemon", || members() == 2)?;
     let status = Command::new("sh")
         .args(["-c", &detached.take_down])
         .status();
     assert!(status.expect("sh runs").success());
-    poll_until(
-        Duration::from_secs(2),
-        "the end of a lab taken down",
-        || members() == 0 && !detached.dir.exists(),
-    )?;
+    poll_until(LIMIT, "the end of a lab taken down", || {
+        members() == 0 && !detached.dir.exists()
+    })?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use warren_keyring::PrivateKey;
 use warren_lab::{Host, Proc, Result, poll_until};
 
 pub const TUNNEL: &str = env!("CARGO_BIN_EXE_warren-tunnel");
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The socket of a device; the file can be reached from all namespaces of a lab.
 #[derive(Clone, Debug)]

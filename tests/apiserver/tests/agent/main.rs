@@ -87,8 +87,9 @@ fn a_node_learns_its_ranges_of_its_node_object_and_tells_its_key_and_state_there
 
     machine.stop_tunnel();
     let down = ("True".to_owned(), "WarrenTunnelDown".to_owned());
-    machine.until("it is down", |m| Ok(m.condition()? == down))?;
-    assert_eq!(machine.http("/readyz")?.0, 503);
+    machine.until("it is down", |m| {
+        Ok(m.condition()? == down && m.http("/readyz")?.0 == 503)
+    })?;
     machine.start_tunnel()?;
     machine.until("it is up again", |m| {
         Ok(m.condition()? == up && m.http("/readyz")?.0 == 200)
@@ -114,7 +115,9 @@ fn peers_come_of_node_objects_and_what_is_refused_or_changed_is_told_in_one_even
     machine.until("the peer", has(old))?;
     machine.set_key("node2", new)?;
     machine.until("its new key", has(new))?;
-    assert_eq!(machine.metric("warren_key_changes_total")?, Some(1.0));
+    machine.until("the change to be counted", |m| {
+        Ok(m.metric("warren_key_changes_total")? == Some(1.0))
+    })?;
     machine.until("the Event", |m| {
         let told = m.events("node2", "PublicKeyChanged")?;
         Ok(told == [format!("public key changed from {old} to {new}")])
@@ -127,10 +130,9 @@ fn peers_come_of_node_objects_and_what_is_refused_or_changed_is_told_in_one_even
         let told = m.events("node3", "InvalidEndpoint")?;
         Ok(told.len() == 1 && told[0].contains("names are not resolved"))
     })?;
-    assert_eq!(
-        machine.metric("warren_rejected_nodes{reason=\"InvalidEndpoint\"}")?,
-        Some(1.0)
-    );
+    machine.until("the refusal to be counted", |m| {
+        Ok(m.metric("warren_rejected_nodes{reason=\"InvalidEndpoint\"}")? == Some(1.0))
+    })?;
     let (_, page) = machine.warren(&["status"])?;
     assert!(
         page.contains("node3") && page.contains("names are not resolved"),
@@ -170,7 +172,9 @@ fn a_pinned_key_is_held_over_restarts_until_an_operator_trusts_the_new_one() -> 
     machine.until("the Event", |m| {
         Ok(m.events("node2", "PublicKeyHeld")?.len() == 1)
     })?;
-    assert_eq!(machine.metric("warren_held_keys")?, Some(1.0));
+    machine.until("the held key to be counted", |m| {
+        Ok(m.metric("warren_held_keys")? == Some(1.0))
+    })?;
     machine.start_agent()?;
     machine.until("it is held after a restart", |m| {
         Ok(m.status()?["synced"] == true && held(m)?)
@@ -232,12 +236,12 @@ fn an_agent_without_its_api_server_starts_from_the_last_view_and_removes_nothing
         Ok(registry["ok"] == false && registry["detail"].to_string().contains("last view holds"))
     })?;
     machine.until("both peers without the API", both)?;
+    machine.until("ready without the API", |m| Ok(m.http("/readyz")?.0 == 200))?;
     let status = machine.status()?;
     assert_eq!(
         (&status["synced"], &status["pod_cidrs"]),
         (&json!(false), &ranges)
     );
-    assert_eq!(machine.http("/readyz")?.0, 200);
 
     machine.plane.resume()?;
     machine.admin(async |client| {

@@ -120,7 +120,7 @@ pub(crate) fn takes_back_what_agents_wrote(machine: &mut Machine) -> Result<()> 
     }
     let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
     request(machine, "PATCH", &format!("{pod}/status"), Some(ready))?;
-    let (code, text) = uninstall_cluster(machine, "20")?;
+    let (code, text) = uninstall_cluster(machine, "60")?;
     assert_eq!(code, 0, "{text}");
     assert!(text.starts_with("off 1 nodes\n"), "{text}");
     assert!(
@@ -133,7 +133,7 @@ pub(crate) fn takes_back_what_agents_wrote(machine: &mut Machine) -> Result<()> 
     assert!(!managers.contains("warren-agent"), "{managers}");
 
     // Once more: nothing is left to take back, and nothing is made.
-    let (code, text) = uninstall_cluster(machine, "20")?;
+    let (code, text) = uninstall_cluster(machine, "60")?;
     assert_eq!(code, 0, "{text}");
     assert_eq!(of_node(machine)?, before);
     Ok(())

@@ -77,7 +77,7 @@ async fn synced(cluster: &Cluster, events: &str) -> Follower<KubernetesRegistry>
 
 /// Drives the registry until the cluster is as wanted.
 async fn until(follower: &mut Follower<KubernetesRegistry>, what: &str, done: impl Fn() -> bool) {
-    for _ in 0..200 {
+    for _ in 0..600 {
         if done() {
             return;
         }
@@ -130,8 +130,13 @@ fn a_record_is_one_write_a_change_and_rest_is_none() -> Result<()> {
                 follower.registry.announce(Announcement::default());
                 follower.settle(Duration::from_millis(50)).await;
             }
-            assert_eq!(stored(), Some(mtu_bytes.to_string()));
+            until(&mut follower, "the record", || {
+                stored() == Some(mtu_bytes.to_string())
+            })
+            .await;
         }
+        // The audit log is written after the answer.
+        until(&mut follower, "four writes", || writes(&cluster).len() >= 4).await;
         // The condition is another write, and the only one of its kind.
         let mut written = writes(&cluster);
         let conditions = written
@@ -209,7 +214,7 @@ fn a_record_is_for_one_life_of_a_node_and_makes_none() -> Result<()> {
         let refused = follower.registry.publish(&own).await;
         assert!(!published(), "what was meant for the earlier life");
         assert!(!matches!(refused, Ok(true)), "{refused:?}");
-        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while !published() && std::time::Instant::now() < deadline {
             let _ = follower.registry.publish(&own).await;
             follower.settle(Duration::from_millis(100)).await;
@@ -263,6 +268,10 @@ fn the_condition_says_whether_the_node_is_ready_and_changes_only_then() -> Resul
             follower.settle(Duration::from_millis(50)).await;
         }
         assert_eq!(backend.stamp("node-1"), before);
+        until(&mut follower, "three writes", || {
+            writes(&cluster).len() >= 3
+        })
+        .await;
         assert_eq!(writes(&cluster).len(), 3, "{:?}", writes(&cluster));
     });
     Ok(())

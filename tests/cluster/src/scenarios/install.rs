@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::World;
-use crate::cluster::PATIENCE;
+use crate::cluster::{Cluster, PATIENCE};
 use crate::run;
 use crate::warren::{self, Daemon};
 
@@ -20,17 +20,19 @@ pub(super) fn nodes_become_ready(world: &mut World) -> Result<()> {
     cluster.wait_nodes_ready(&World::NODES, false)?;
     // The runtime says why, which takes the place of waiting for something that must not happen.
     for name in World::NODES {
-        let message = cluster.kubectl(&[
-            "get",
-            "node",
-            name,
-            "-o",
-            r#"jsonpath={.status.conditions[?(@.type=="Ready")].message}"#,
-        ])?;
-        ensure!(
-            message.contains("cni plugin not initialized"),
-            "{name}: {message:?}"
-        );
+        // The kubelet's first word is another one.
+        cluster.wait(&format!("the runtime of {name}"), PATIENCE, || {
+            let message = cluster.kubectl(&[
+                "get",
+                "node",
+                name,
+                "-o",
+                r#"jsonpath={.status.conditions[?(@.type=="Ready")].message}"#,
+            ])?;
+            let said = message.contains("cni plugin not initialized");
+            ensure!(said, "{message:?}");
+            Ok(true)
+        })?;
         let left = cluster.node(name).path("/etc/cni/net.d");
         ensure!(
             std::fs::read_dir(left)?.next().is_none(),
@@ -83,6 +85,13 @@ pub(super) fn keys_and_status_agree(world: &mut World) -> Result<()> {
 /// The plugin of kubectl says of each node what its Node and its agent say, and finds nothing wrong.
 pub(super) fn kubectl_warren_agrees(world: &mut World) -> Result<()> {
     let cluster = &world.cluster;
+    // Each agent tells its last look, and they do not look at the same time.
+    let what = "kubectl warren status to agree";
+    cluster.wait(what, PATIENCE, || agrees(cluster).map(|()| true))?;
+    Ok(())
+}
+
+fn agrees(cluster: &Cluster) -> Result<()> {
     let kubeconfig = cluster.plane.directory().join("admin.kubeconfig");
     let kubeconfig = kubeconfig.display().to_string();
     let arguments = ["status", "-o", "json", "--kubeconfig", &kubeconfig];

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::World;
 use super::topology::NAMESPACE;
+use crate::cluster::PATIENCE;
 use crate::node::Node;
 use crate::warren;
 
@@ -57,11 +58,13 @@ pub(super) fn leaves_no_trace(world: &mut World) -> Result<()> {
             node.name()
         );
     }
-    let left = cluster.get(&["all", "-n", warren::NAMESPACE])?;
-    ensure!(
-        left["items"] == Value::Array(Vec::new()),
-        "left in the namespace: {left}"
-    );
+    // Pods of a hook that is deleted take a moment to end.
+    let what = "nothing in the namespace";
+    cluster.wait(what, PATIENCE, || {
+        let left = cluster.get(&["all", "-n", warren::NAMESPACE])?;
+        ensure!(left["items"] == Value::Array(Vec::new()), "left: {left}");
+        Ok(true)
+    })?;
     Ok(())
 }
 

@@ -26,7 +26,7 @@ const POLL_MILLIS: u8 = 20;
 /// The niceness that the thread asks for.
 const WATCH_NICE: i32 = -15;
 /// How long it goes on after the stop: longer than the kernel holds back a block.
-const DRAIN: Duration = Duration::from_millis(60);
+const DRAIN: Duration = Duration::from_millis(300);
 
 /// A place to capture: one interface of a host, pod or switch; sees both directions.
 #[derive(Debug, Clone)]

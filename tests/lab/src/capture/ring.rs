@@ -10,10 +10,11 @@ use std::time::Duration;
 use super::parse::LinkLayer;
 
 /// A block must hold at least one super-packet; the kernel closes a block that is not empty after
-/// [`RETIRE`].
+/// [`RETIRE`]. With any traffic at all the ring is full after all blocks' time: so long may the
+/// reader be kept from the processor.
 const BLOCK_BYTES: usize = 1 << 20;
 const BLOCKS: usize = 64;
-const RETIRE: Duration = Duration::from_millis(10);
+const RETIRE: Duration = Duration::from_millis(100);
 /// Smallest slot; only a divisor for the kernel's checks in version 3.
 const FRAME_BYTES: u32 = 2048;
 

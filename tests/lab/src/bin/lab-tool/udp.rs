@@ -30,7 +30,7 @@ pub(crate) struct Ping {
     /// Local address and port to send from
     #[arg(long)]
     from: Option<SocketAddr>,
-    /// How long to wait for late answers
+    /// How long to wait for late answers, after a signal as well; a machine's standstill does not count
     #[arg(long, default_value_t = 1000)]
     wait_ms: u64,
 }
@@ -75,14 +75,11 @@ impl Ping {
         socket.set_read_timeout(Some(LOOK))?;
         let (sent, done) = (AtomicU64::new(0), AtomicBool::new(false));
         let start = Instant::now();
+        eprintln!("sending to {}", self.to);
         let answers = std::thread::scope(|scope| {
             let receiver = scope.spawn(|| self.receive(&socket, start, &sent, &done));
             self.send(&socket, start, &sent);
-            let patience = Instant::now() + Duration::from_millis(self.wait_ms);
-            while Instant::now() < patience && !receiver.is_finished() && !crate::stopped() {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            done.store(true, Ordering::Relaxed);
+            done.store(true, Ordering::Release);
             receiver.join()
         });
         let answers = answers.map_err(|_| anyhow::anyhow!("the receiving thread panicked"))?;
@@ -134,10 +131,20 @@ impl Ping {
         let mut answers = Answers::default();
         let mut seen = std::collections::HashSet::new();
         let mut buffer = vec![0; DATAGRAM_MAX];
-        while !done.load(Ordering::Relaxed) {
+        // Looks in vain since the last was sent: each takes LOOK of a machine that runs.
+        let (mut looks, patience) = (0, self.wait_ms.div_ceil(LOOK.as_millis() as u64));
+        loop {
+            if done.load(Ordering::Acquire) {
+                let all = seen.len() as u64 == sent.load(Ordering::Relaxed);
+                if all || looks >= patience {
+                    break;
+                }
+                looks += 1;
+            }
             let Ok((count, _)) = socket.recv_from(&mut buffer) else {
                 continue;
             };
+            looks = looks.saturating_sub(1);
             let number = buffer[..count]
                 .first_chunk()
                 .map(|b| u64::from_le_bytes(*b));
@@ -155,9 +162,6 @@ impl Ping {
             answers.first.get_or_insert(now);
             answers.longest_gap = answers.longest_gap.max(now.saturating_sub(answers.last));
             answers.last = now;
-            if self.count > 0 && seen.len() as u64 == self.count {
-                return answers;
-            }
         }
         // Silence at the end is a gap too, as far as something was still due.
         let due = interval * u32::try_from(sent.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
