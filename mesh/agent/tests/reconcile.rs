@@ -729,6 +729,8 @@ fn tunnel(device: Option<&DeviceState>) -> TunnelView<'_> {
         drops: BTreeMap::new(),
         offload: None,
         fragmented: 0,
+        shards: 0,
+        tun_queues: 0,
         paths: BTreeMap::new(),
     };
     TunnelView {
