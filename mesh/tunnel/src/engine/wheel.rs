@@ -115,14 +115,14 @@ impl Wheel {
     /// Returns the tick from which on [`Wheel::step`] has something to do. It is that of the next
     /// entry, unless an earlier one was taken back or has just come.
     pub(super) fn next(&self) -> Option<u64> {
+        let slot = self.first_used();
+        let slot = slot.map(|(level, slot)| (level * SLOTS + slot) as u32);
+        // What is being moved may be due before or after what was put into slots since.
         let begun = [DUE, MOVING]
             .into_iter()
             .filter(|list| !self.is_empty(*list));
-        let begun = begun.map(|list| self.links[list as usize].at).min();
-        begun.or_else(|| {
-            let (level, slot) = self.first_used()?;
-            Some(self.links[level * SLOTS + slot].at)
-        })
+        let lists = slot.into_iter().chain(begun);
+        lists.map(|list| self.links[list as usize].at).min()
     }
 
     /// Does one thing of what there is to do up to the tick `now`, at most a few dozen instructions.
@@ -330,8 +330,6 @@ mod tests {
                         if run(&mut wheel, &mut naive, now, steps).1 {
                             prop_assert!(naive.next().is_none_or(|at| at > now));
                             prop_assert!(wheel.next().is_none_or(|at| at > now));
-                        } else {
-                            prop_assert!(wheel.next().is_some());
                         }
                     }
                 }

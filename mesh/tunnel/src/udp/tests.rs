@@ -196,7 +196,7 @@ fn send_train(sender: &mut Sender, data: Socket, receiver: &Socket) -> UdpBook {
     let to = receiver.local_addr().unwrap().as_socket().unwrap();
     let mut out = Outbox::new();
     for n in 0..5 {
-        let room = out.datagrams.room(1000);
+        let room = out.datagrams.room(1000).unwrap();
         room.fill(n);
         room[0] = 4;
         out.datagrams.commit(1000, Endpoint::from(to).into());
