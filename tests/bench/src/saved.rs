@@ -19,7 +19,7 @@ pub(crate) fn write(report: &Report, path: &Path) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
-/// Reads what [`write`] has written.
+/// Reads what [`write()`] has written.
 ///
 /// # Errors
 /// With what is missing or cannot be understood, and where.

@@ -3,6 +3,7 @@
 use criterion::{Criterion, Throughput};
 use warren_tunnel::offload::Coalescer;
 
+use crate::cpu_time::CpuTime;
 use crate::naive::Packet;
 use crate::super_packets;
 
@@ -10,7 +11,7 @@ use crate::super_packets;
 const HEADERS: usize = 80;
 
 /// Times one batch: packets of one flow, and of eight by turns.
-pub(crate) fn measure(criterion: &mut Criterion) {
+pub(crate) fn measure(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("coalesce");
     let mut measure = |name: &str, packets: Vec<Vec<u8>>, frames: usize| {
         let mut batch = packets.clone();

@@ -6,11 +6,13 @@ use criterion::{BenchmarkId, Criterion};
 use ipnet::{Ipv4Net, Ipv6Net};
 use warren_core::AllowedIps;
 
+use crate::cpu_time::CpuTime;
+
 /// How many addresses are looked up by turns, so that no answer is the last one's.
 const ADDRESSES: u32 = 4096;
 
 /// Times one look-up among peers with a prefix of each family.
-pub(crate) fn measure(criterion: &mut Criterion) {
+pub(crate) fn measure(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("lookup");
     for peers in [1, 1_000, 5_000] {
         let mut table = AllowedIps::new();

@@ -2,13 +2,14 @@
 //!
 //! Job: time the route look-up, cutting and putting together of super-packets, sealing and opening,
 //! by criterion. Sealing and opening are timed three times: ring's cipher alone, boringtun's session
-//! around it, and the engine around that, which is what a packet costs us besides system calls.
+//! around it, and the engine around that, which is what a packet costs us besides system calls. Times are the thread's processor time.
 //!
 //! It refuses to judge: `make bench` compares.
 
 #![allow(clippy::unwrap_used)] // what cannot begin has nothing to time
 
 mod coalesce;
+mod cpu_time;
 mod lookup;
 mod seal;
 mod segment;
@@ -25,11 +26,14 @@ use std::time::Duration;
 
 use criterion::Criterion;
 
+use cpu_time::CpuTime;
+
 fn main() {
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))
         .sample_size(50)
+        .with_measurement(CpuTime)
         .configure_from_args();
     lookup::measure(&mut criterion);
     segment::measure(&mut criterion);

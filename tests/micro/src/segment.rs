@@ -3,13 +3,14 @@
 use criterion::{Criterion, Throughput};
 use warren_tunnel::offload::Segments;
 
+use crate::cpu_time::CpuTime;
 use crate::super_packets;
 
 /// More than the longest headers that are there.
 const HEADERS: usize = 80;
 
 /// Times one super-packet, checksums included.
-pub(crate) fn measure(criterion: &mut Criterion) {
+pub(crate) fn measure(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("segment");
     for (name, packet, segment_len) in super_packets::all() {
         let (mut frame, offload) = packet.offloaded(Some(segment_len));
