@@ -284,8 +284,7 @@ impl Engine {
         }
         let index = self.new_index();
         let random = self.random.fork();
-        let (Some(Some(peer)), Some(identity)) =
-            (self.peers.get_mut(id.slot()), &self.identity)
+        let (Some(Some(peer)), Some(identity)) = (self.peers.get_mut(id.slot()), &self.identity)
         else {
             return;
         };
