@@ -25,7 +25,7 @@ use warren_core::uapi::{SetRequest, errno};
 
 use crate::control::{Accepted, Command};
 use crate::engine::{ApplyError, Engine};
-use crate::offload::{Offload, Offloads};
+use crate::offload::Offloads;
 use crate::outbox::Outbox;
 use crate::route::{RouteWatch, outgoing_link};
 use crate::shards::ring::Kind;
@@ -393,14 +393,6 @@ impl Shard {
         }
     }
 
-    /// Sends a frame of the TUN that another shard has read, or hands it on where its peer has moved.
-    fn handle_frame(&mut self, now: Now, packet: &mut [u8], offload: Option<Offload>) {
-        let out = &mut self.out;
-        if let Some(shard) = self.engine.handle_tun_frame(now, packet, offload, out) {
-            self.mates.push(shard, Kind::Frame(offload), packet);
-        }
-    }
-
     fn flush(&mut self) {
         self.sender.send(&self.udp, &self.out, &mut self.udp_book);
         for endpoint in self.udp_book.refused_sources.drain(..) {
@@ -546,20 +538,6 @@ impl Shard {
         })
     }
 
-    /// Carries out what the first shard has accepted, with the sockets of a new port.
-    fn follow(&mut self, now: Now, request: &SetRequest, udp: Option<Udp>) {
-        if let Some(mark) = request.fwmark
-            && let Err(error) = self.udp.set_mark(mark)
-        {
-            tracing::error!(%error, "one shard sends with another mark than the first");
-        }
-        // The engines have the same peers, so that none refuses what another one accepts.
-        if let Err(error) = self.engine.apply(now, request) {
-            tracing::error!(%error, "one shard has other peers than the first");
-        }
-        self.adopt_sockets(udp);
-    }
-
     fn adopt_sockets(&mut self, rebound: Option<Udp>) {
         if let Some(udp) = rebound {
             if let Err(error) = watch_sockets(&self.epoll, &self.handshakes, &udp) {
@@ -668,16 +646,6 @@ impl Shard {
                 self.reopen_at = Some(now + REOPEN_EVERY);
             }
         }
-    }
-
-    /// Takes a queue of an interface that the first shard has made anew.
-    fn adopt_tun(&mut self, tun: Tun) {
-        // Closing the old one takes it out of epoll.
-        match watch_tun(&self.epoll, &tun) {
-            Ok(()) => self.tun = Some(tun),
-            Err(error) => tracing::error!(%error, "cannot watch the TUN queue"),
-        }
-        self.watch_tun_again();
     }
 
     fn timeout(&mut self, now: Instant) -> EpollTimeout {

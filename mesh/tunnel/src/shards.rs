@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Every engine carries out every request, so that all of them know all peers and all allowed IPs, and
-//! all agree on the shard of each peer without a word ([`place`]). Sessions and all else a peer
-//! has are in its own shard only. What comes to another one is handed over by a ring ([`ring`]); one
+//! all agree on the shard of each peer without a word (`shards/place.rs`). Sessions and all else a peer
+//! has are in its own shard only. What comes to another one is handed over by a ring (`shards/ring.rs`); one
 //! flow always takes the same way, so that its packets never overtake each other.
 
 mod affinity;

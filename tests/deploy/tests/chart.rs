@@ -330,7 +330,7 @@ fn a_tunnel_that_is_to_have_several_shards_may_deal_packets_out_to_them() -> Res
         return Ok(());
     }
     for (shards, argument, right) in [("0", false, false), ("1", true, false), ("4", true, true)] {
-        let objects = rendered(&with(&[&format!("tunnel.shards={shards}")]))?;
+        let objects = rendered(&with(&["--set", &format!("tunnel.shards={shards}")]))?;
         let mut tunnels = objects.iter().filter(|object| {
             object["kind"] == "DaemonSet" && object["metadata"]["name"] == "warren-tunnel"
         });

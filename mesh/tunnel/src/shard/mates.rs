@@ -6,13 +6,16 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
+use warren_core::uapi::SetRequest;
 
-use super::{Shard, TURN_BYTES};
+use super::{Shard, TURN_BYTES, watch_tun};
 use crate::control::{Command, Control, Line};
+use crate::offload::Offload;
 use crate::shards::ring::{Batch, HandedOver, Inbox, Incoming, Kind, Outgoing, ring};
 use crate::shards::{Place, ShardId};
 use crate::time::Now;
 use crate::tun::{Tun, TunSteering};
+use crate::udp::Udp;
 
 /// How often the first shard is told where the peers of another one are, at most.
 const ADDRESSES_EVERY: Duration = Duration::from_secs(1);
@@ -219,6 +222,30 @@ impl Shard {
         }
     }
 
+    /// Carries out what the first shard has accepted, with the sockets of a new port.
+    pub(super) fn follow(&mut self, now: Now, request: &SetRequest, udp: Option<Udp>) {
+        if let Some(mark) = request.fwmark
+            && let Err(error) = self.udp.set_mark(mark)
+        {
+            tracing::error!(%error, "one shard sends with another mark than the first");
+        }
+        // The engines have the same peers, so that none refuses what another one accepts.
+        if let Err(error) = self.engine.apply(now, request) {
+            tracing::error!(%error, "one shard has other peers than the first");
+        }
+        self.adopt_sockets(udp);
+    }
+
+    /// Takes a queue of an interface that the first shard has made anew.
+    pub(super) fn adopt_tun(&mut self, tun: Tun) {
+        // Closing the old one takes it out of epoll.
+        match watch_tun(&self.epoll, &tun) {
+            Ok(()) => self.tun = Some(tun),
+            Err(error) => tracing::error!(%error, "cannot watch the TUN queue"),
+        }
+        self.watch_tun_again();
+    }
+
     fn next_batch(&mut self) -> Option<Batch> {
         let version = self.engine.version();
         self.mates.incoming[self.mates.turn].next(version)
@@ -243,5 +270,13 @@ impl Shard {
             }
         }
         self.mates.incoming[self.mates.turn].give_back(batch);
+    }
+
+    /// Sends a frame of the TUN that another shard has read, or hands it on where its peer has moved.
+    fn handle_frame(&mut self, now: Now, packet: &mut [u8], offload: Option<Offload>) {
+        let out = &mut self.out;
+        if let Some(shard) = self.engine.handle_tun_frame(now, packet, offload, out) {
+            self.mates.push(shard, Kind::Frame(offload), packet);
+        }
     }
 }
