@@ -99,6 +99,7 @@ fn main() -> Result<()> {
             eprintln!("round {}, {contender}: {figures}", round + 1);
             report.add(round, contender, figures);
         }
+        report.seal_cpu_s_per_gb.push(seal::cpu_s_per_gb()?);
     }
     let measured = options.only.iter().copied().filter(|c| match c {
         Contender::Warren => true,
@@ -116,7 +117,6 @@ fn main() -> Result<()> {
             Err(error) => failed = Err(error),
         }
     }
-    report.seal_cpu_s_per_gb = Some(seal::cpu_s_per_gb());
     if let Some(path) = &options.json {
         saved::write(&report, path)?;
     }
