@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use warren_lab::Host;
+use warren_lab::{Host, poll_until};
 
 use crate::Result;
 use crate::qemu::Qemu;
@@ -52,9 +52,13 @@ impl Accel {
             .accel(Self::Kvm)
             .start(host)
             .context("a test boot by KVM")?;
-        Ok(match qemu.wait_log(FIRST_LINE, TEST_BOOT) {
-            Ok(()) => Self::Kvm,
-            Err(_) => Self::Tcg,
+        let up = || qemu.log().contains(FIRST_LINE);
+        // One that ends by itself is not waited for.
+        let waited = poll_until(TEST_BOOT, FIRST_LINE, || up() || !qemu.is_running());
+        Ok(if waited.is_ok() && up() {
+            Self::Kvm
+        } else {
+            Self::Tcg
         })
     }
 

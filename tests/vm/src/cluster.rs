@@ -11,7 +11,7 @@ use crate::settings::Settings;
 use crate::{MARKER, Result};
 
 /// How long a mesh may take to come up once its nodes run.
-const CONNECTED: Duration = Duration::from_secs(180);
+const CONNECTED: Duration = Duration::from_secs(300);
 const WIREGUARD_PORT: u16 = 51871;
 /// The file registry's way from node to node.
 const REGISTRY_PORT: u16 = 2222;

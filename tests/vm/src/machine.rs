@@ -15,9 +15,9 @@ use crate::settings::Settings;
 use crate::ssh::Ssh;
 
 /// How long a boot may take: 20 seconds without acceleration where nothing else runs.
-const BOOT: Duration = Duration::from_secs(240);
+const BOOT: Duration = Duration::from_secs(600);
 /// How long a command may take, unless the test says so.
-const COMMAND: Duration = Duration::from_secs(120);
+const COMMAND: Duration = Duration::from_secs(300);
 /// What a machine prints at the end of its boot.
 const UP: &str = "vm is up after";
 

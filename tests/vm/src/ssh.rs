@@ -12,7 +12,7 @@ use crate::Result;
 use crate::places::prepared;
 
 /// How long the first connection may take: without acceleration a key exchange takes a second where nothing else runs.
-const CONNECT: Duration = Duration::from_secs(90);
+const CONNECT: Duration = Duration::from_secs(300);
 
 /// Runs commands in a machine.
 #[derive(Debug)]
