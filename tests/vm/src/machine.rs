@@ -209,7 +209,9 @@ impl Machine {
             .map(|number| format!("node{number}={}", crate::settings::v4(number)))
             .collect();
         let key = std::fs::read(prepared("ssh/registry")).context("read the key")?;
-        self.sh(&format!("mkdir -p {GUEST_DIR}; tar -xf /dev/vdb -C {GUEST_DIR}"))?;
+        self.sh(&format!(
+            "mkdir -p {GUEST_DIR}; tar -xf /dev/vdb -C {GUEST_DIR}"
+        ))?;
         self.write("/run/registry-key", &key)?;
         self.sh(&format!(
             "chmod 600 /run/registry-key
@@ -242,10 +244,9 @@ impl Machine {
     }
 
     pub(crate) fn describe(&self) -> String {
-        self.process.as_ref().map_or_else(
-            || format!("{} is off", self.name()),
-            Proc::describe,
-        )
+        self.process
+            .as_ref()
+            .map_or_else(|| format!("{} is off", self.name()), Proc::describe)
     }
 
     fn boots(&self) -> usize {

@@ -43,12 +43,18 @@ impl Payload {
             };
             // Debug information is most of a program.
             let mut strip = Command::new("strip");
-            strip.arg("-o").arg(dir.join("programs").join(name)).arg(program);
+            strip
+                .arg("-o")
+                .arg(dir.join("programs").join(name))
+                .arg(program);
             let output = host.output(&mut strip, PACK_LIMIT)?;
             host.check(&strip, output)?;
         }
         let mut tar = Command::new("tar");
-        tar.arg("--owner=0").arg("--group=0").arg("-cf").arg(archive);
+        tar.arg("--owner=0")
+            .arg("--group=0")
+            .arg("-cf")
+            .arg(archive);
         tar.arg("-C").arg(&dir).arg("programs");
         tar.arg("-C").arg(crate_dir()).args(["provision", "guest"]);
         let output = host.output(&mut tar, PACK_LIMIT)?;

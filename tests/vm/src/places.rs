@@ -61,7 +61,10 @@ pub fn require_machines() -> bool {
         None if missing.is_empty() => return true,
         None => format!("missing: {} (tests/vm/prepare)", missing.join(", ")),
     };
-    assert!(std::env::var_os("CI").is_none(), "CI may not skip: {reason}");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "CI may not skip: {reason}"
+    );
     // Not by a print macro: the test harness swallows those of tests that pass.
     let _ = writeln!(std::io::stderr(), "skipped: {reason}");
     false

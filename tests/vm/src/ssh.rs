@@ -34,8 +34,7 @@ impl Ssh {
         command.args(["-M", "-N"]).arg(target());
         let master = self.host.spawn(&mut command)?;
         let ready = || self.socket().exists() || !master.is_running();
-        poll_until(CONNECT, "a connection by ssh", ready)
-            .with_context(|| master.describe())?;
+        poll_until(CONNECT, "a connection by ssh", ready).with_context(|| master.describe())?;
         if !master.is_running() {
             bail!("{}", master.describe());
         }

@@ -33,7 +33,12 @@ const PODS_AFTER: usize = 20;
 /// One cluster at a time: each has all of the processor.
 static TURN: Mutex<()> = Mutex::new(());
 
-fn on_machines(name: &str, machines: u8, payloads: &[Payload], test: fn(&mut Cluster) -> Result<()>) {
+fn on_machines(
+    name: &str,
+    machines: u8,
+    payloads: &[Payload],
+    test: fn(&mut Cluster) -> Result<()>,
+) {
     if !require_machines() {
         return;
     }
@@ -88,7 +93,10 @@ fn a_rebooted_machine_is_protected_before_its_first_pod_and_has_its_old_key() {
         ensure!(report["filter"] == true, "{report}");
         let ranges = cluster.settings.cluster_cidrs().split(',').count() as u64;
         ensure!(report["unreachable"].as_u64() >= Some(ranges), "{report}");
-        ensure!(sent > 0 && lost == 0, "{lost} of {sent} datagrams lost between the others");
+        ensure!(
+            sent > 0 && lost == 0,
+            "{lost} of {sent} datagrams lost between the others"
+        );
         let after = (
             identity(cluster.machine(2))?,
             untouched(cluster.machine(1))?,
@@ -147,7 +155,11 @@ fn an_earlier_version_on_one_machine_reaches_the_current_ones() {
     };
     on_machines("vm-upgrade", 3, &[earlier, Payload::default()], |cluster| {
         let versions: Vec<String> = (1..=3)
-            .map(|number| cluster.machine(number).sh("sha256sum < /usr/local/bin/warren-agent"))
+            .map(|number| {
+                cluster
+                    .machine(number)
+                    .sh("sha256sum < /usr/local/bin/warren-agent")
+            })
             .collect::<Result<_>>()?;
         ensure!(versions[0] != versions[1], "node1 has the current version");
         ensure!(versions[1] == versions[2], "node2 and node3 differ");
@@ -165,7 +177,9 @@ fn an_earlier_version_on_one_machine_reaches_the_current_ones() {
 fn two_pods_each(cluster: &Cluster) -> Result<Vec<Pod>> {
     let machines = cluster.machines.iter();
     machines
-        .flat_map(|machine| ["a", "b"].map(|name| Pod::attach(machine, &format!("{name}{}", machine.number))))
+        .flat_map(|machine| {
+            ["a", "b"].map(|name| Pod::attach(machine, &format!("{name}{}", machine.number)))
+        })
         .collect()
 }
 
@@ -187,7 +201,11 @@ fn transfer(cluster: &Cluster, from: &Pod, to: &Pod) -> Result<()> {
             "ip netns exec {} lab-tool tcp-send {target} --bytes 2000000 --marker {MARKER}",
             from.name
         ))?;
-        ensure!(sent["digest_equal"] == true, "{} to {address}: {sent}", from.name);
+        ensure!(
+            sent["digest_equal"] == true,
+            "{} to {address}: {sent}",
+            from.name
+        );
     }
     server.sh("systemctl stop tcp-serve")?;
     Ok(())
@@ -214,7 +232,10 @@ fn assert_capture_can_fail(cluster: &Cluster) -> Result<()> {
         "lab-tool udp-ping 192.168.56.12:9 --count 1 --wait-ms 2000 --marker {MARKER}"
     ))?;
     let seen = capture.stop().clear_text().frames;
-    ensure!(seen >= 2, "a datagram in clear was seen {seen} times on two cables");
+    ensure!(
+        seen >= 2,
+        "a datagram in clear was seen {seen} times on two cables"
+    );
     Ok(())
 }
 
@@ -223,7 +244,10 @@ fn cut_and_restored(cluster: &Cluster, pods: &[Pod]) -> Result<()> {
     let machine = cluster.machine(1);
     let address = &pods[2].addresses[0];
     let answers = |seconds: u32| -> Result<bool> {
-        let script = format!("ip netns exec {} ping -n -q -c 1 -W {seconds} {address}", pods[0].name);
+        let script = format!(
+            "ip netns exec {} ping -n -q -c 1 -W {seconds} {address}",
+            pods[0].name
+        );
         Ok(machine.try_sh(&script)?.success())
     };
     cluster.machine(2).link.cut()?;
@@ -254,11 +278,18 @@ fn prepare_first_pod(machine: &Machine, targets: &[&str]) -> Result<()> {
 /// What the first pod's attaching of this boot saw, once it has reached the others.
 fn first_pod(machine: &Machine) -> Result<Value> {
     let report = || machine.json("cat /var/lib/vm/first-pod.json").ok();
-    Ok(poll_for(PATIENCE, "a pod of the rebooted machine that reaches the others", report)?)
+    Ok(poll_for(
+        PATIENCE,
+        "a pod of the rebooted machine that reaches the others",
+        report,
+    )?)
 }
 
 fn boot_id(machine: &Machine) -> Result<String> {
-    Ok(machine.sh("cat /proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(machine
+        .sh("cat /proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// The key of a node, as the device has it.
@@ -298,9 +329,7 @@ END
              systemd-run -q --unit stream ip netns exec {pod} sh /run/stream.sh",
             pod = from.name
         ))?;
-        Ok(Self {
-            client: from.node,
-        })
+        Ok(Self { client: from.node })
     }
 
     /// Ends it after the present hundred. Tells how many datagrams were sent, and how many lost.
@@ -353,9 +382,16 @@ fn assert_state_is_whole(machine: &Machine) -> Result<()> {
              jq -e . $file > /dev/null || echo $file
          done",
     )?;
-    ensure!(bad.is_empty(), "damaged: {bad}{}", machine.sh("ls -lR /var/lib/warren")?);
+    ensure!(
+        bad.is_empty(),
+        "damaged: {bad}{}",
+        machine.sh("ls -lR /var/lib/warren")?
+    );
     let aside = machine.sh("find /var/lib/warren -name '*damaged*'")?;
-    println!("address stores that were set aside: {}", aside.lines().count());
+    println!(
+        "address stores that were set aside: {}",
+        aside.lines().count()
+    );
     let restarts = machine.sh("systemctl show --value -p NRestarts warren-tunnel warren-agent")?;
     let none = restarts.split_whitespace().all(|count| count == "0");
     ensure!(none, "daemons ended after the boot: {restarts}");
@@ -376,8 +412,14 @@ fn assert_nothing_leaked(cluster: &Cluster, round: usize) -> Result<()> {
     let Some(reserved) = report["pods"].as_array() else {
         bail!("no pods: {report}");
     };
-    ensure!(reserved.len() == PODS_AFTER, "reserved is more or less than the pods: {report}");
-    ensure!(reserved.iter().all(|pod| pod["attached"] == true), "{report}");
+    ensure!(
+        reserved.len() == PODS_AFTER,
+        "reserved is more or less than the pods: {report}"
+    );
+    ensure!(
+        reserved.iter().all(|pod| pod["attached"] == true),
+        "{report}"
+    );
     let unreserved = report["unreservedInterfaces"].as_array().map(Vec::len);
     ensure!(unreserved == Some(0), "{report}");
     ping_all(cluster, &pods)?;
@@ -385,6 +427,9 @@ fn assert_nothing_leaked(cluster: &Cluster, round: usize) -> Result<()> {
         machine.sh(&format!("pod del {}", pod.name))?;
     }
     let report = machine.json("warren pods --json")?;
-    ensure!(report["pods"].as_array().is_some_and(Vec::is_empty), "{report}");
+    ensure!(
+        report["pods"].as_array().is_some_and(Vec::is_empty),
+        "{report}"
+    );
     Ok(())
 }
