@@ -15,7 +15,7 @@ RELEASE_FLAGS := -C target-feature=+crt-static --remap-path-prefix=$(or $(CARGO_
 # A subcommand of cargo, for a release; its arguments follow.
 release = RUSTFLAGS="$(RELEASE_FLAGS)" $(CARGO) $(1) --release --target $(HOST)
 
-.PHONY: help deps build-deps build image image-twice test-image test demo bench bench-plots bench-micro bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-hostile sim fuzz soak lint lint-deploy doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build image image-twice test-image test demo bench bench-plots bench-micro bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-vm test-hostile sim fuzz soak lint lint-deploy lint-vm doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ test-image: deps image ## what is in the images, and the daemons in containers w
 
 test: deps ## run all tests that this machine allows, naming each skip
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver --exclude warren-cluster --exclude warren-image-suite --exclude warren-deploy
+	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver --exclude warren-cluster --exclude warren-image-suite --exclude warren-deploy --exclude warren-vm
 
 demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(call release,build) $(PROGRAMS) -p warren-lab -p warren-demo
@@ -85,6 +85,12 @@ test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a vir
 	tests/interop/prepare
 	$(CARGO) build -p warren-tunnel -p warren-lab -p warren-interop
 	$(CARGO) test --no-fail-fast -p warren-interop
+
+test-vm: deps ## machines with kernels of their own: reboots, power cuts, an earlier version; ACCEL=kvm or tcg, ONLY= a part of tests' names
+	tests/vm/prepare
+	tests/vm/earlier
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --no-fail-fast -p warren-vm -- --nocapture $(ONLY)
 
 test-apiserver: deps ## a bare Kubernetes control plane, its programs built from their modules
 	tests/helm/prepare
@@ -135,6 +141,9 @@ lint-deploy: deps ## chart, manifests, alerts, dashboard and documented metrics,
 	tests/kubernetes/prepare
 	$(CARGO) test --no-fail-fast -p warren-deploy
 
+lint-vm: deps ## Vagrant's own check of tests/vm/Vagrantfile for both providers, and shellcheck of the machines' scripts
+	tests/vm/validate
+
 doc: ## build the crates' documentation, warnings refused
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
@@ -149,7 +158,7 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 
 # One after another: several of them need both cores.
 ci-steps:
-	for step in lint layers deny doc test test-cni demo test-image lint-deploy test-apiserver test-cluster test-interop test-hostile; do $(MAKE) $$step || exit; done
+	for step in lint layers deny doc test test-cni demo test-image lint-deploy lint-vm test-apiserver test-cluster test-interop test-hostile; do $(MAKE) $$step || exit; done
 	$(MAKE) sim SECONDS=60 FIRST=1
 	$(MAKE) fuzz SECONDS=30
 

@@ -1,10 +1,4 @@
-//! A virtual machine with Debian's kernel, in the namespaces of a host of the lab.
-//!
-//! ```text
-//!   the lab's host                                       the machine
-//!   eth0 ---- br0 ---- tap0 ============================ eth0      the link under test
-//!             control0 192.168.255.1 ================== control0  192.168.255.2: the agent
-//! ```
+//! A virtual machine with Debian's kernel, on a host of the lab. An agent in it runs what it is told.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
@@ -12,15 +6,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use warren_guest::{CONTROL_GUEST, Card, Qemu, wire};
 use warren_lab::{Host, Proc, bin};
 
 use crate::Result;
 use crate::implementation::prepared;
-use crate::protocol::{Answer, GUEST, HOST, PORT, Request};
+use crate::protocol::{Answer, PORT, Request};
 
 /// How long the machine may take to boot: about five seconds where nothing else runs.
 const BOOT: Duration = Duration::from_secs(90);
-const MEMORY: &str = "384";
 
 /// A running virtual machine; it ends when dropped.
 #[derive(Debug)]
@@ -45,55 +39,12 @@ impl Guest {
     pub fn boot(host: Host) -> Result<Self> {
         let initramfs = host.dir().join("initramfs");
         pack(&host, &initramfs)?;
-        host.sh(&format!(
-            "ip link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
-             ip tuntap add tap0 mode tap
-             ip tuntap add control0 mode tap
-             ip address flush dev eth0
-             ip link set eth0 master br0
-             ip link set tap0 master br0
-             sysctl -q -w net.ipv6.conf.br0.disable_ipv6=1 net.ipv6.conf.tap0.disable_ipv6=1
-             ip address add {HOST}/30 dev control0
-             ip link set br0 up
-             ip link set tap0 up
-             ip link set control0 up"
-        ))?;
-        let kernel = prepared("kernel/vmlinuz").display().to_string();
-        let initramfs = initramfs.display().to_string();
-        let qemu = host.spawn_argv(&[
-            "qemu-system-x86_64",
-            "-machine",
-            "q35",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max",
-            "-smp",
-            "1",
-            "-m",
-            MEMORY,
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-            "-no-reboot",
-            "-kernel",
-            &kernel,
-            "-initrd",
-            &initramfs,
-            "-append",
-            "console=ttyS0 net.ifnames=0 mitigations=off apparmor=0 audit=0 quiet panic=-1",
-            "-netdev",
-            "tap,id=link,ifname=tap0,script=no,downscript=no",
-            "-device",
-            "virtio-net-pci,netdev=link,mac=02:00:00:00:00:01,romfile=",
-            "-netdev",
-            "tap,id=control,ifname=control0,script=no,downscript=no",
-            "-device",
-            "virtio-net-pci,netdev=control,mac=02:00:00:00:00:02,romfile=",
-        ])?;
+        wire(&host)?;
+        let qemu = Qemu::new(&prepared("kernel/vmlinuz"), &initramfs)
+            .without_reboot()
+            .card(Card::LINK)
+            .card(Card::CONTROL)
+            .start(&host)?;
         qemu.wait_log("the agent is ready", BOOT)?;
         Ok(Self { host, qemu })
     }
@@ -109,7 +60,7 @@ impl Guest {
         };
         let mut line = serde_json::to_vec(&request)?;
         line.push(b'\n');
-        let address = (GUEST, PORT).into();
+        let address = (CONTROL_GUEST, PORT).into();
         let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(20));
         let mut stream = self
             .host

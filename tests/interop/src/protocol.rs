@@ -1,14 +1,8 @@
 //! What the tests and the agent inside the virtual machine say to each other: a connection a
 //! command, one line of JSON each way. A client that closes early ends its command.
 
-use std::net::Ipv4Addr;
-
 use serde::{Deserialize, Serialize};
 
-/// The test's end of the control link.
-pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 255, 1);
-/// The agent's end of the control link, with a prefix length of 30.
-pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 255, 2);
 /// The TCP port of the agent.
 pub const PORT: u16 = 1;
 

@@ -6,13 +6,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use warren_interop::protocol::{Answer, GUEST, PORT, Request};
+use warren_guest::CONTROL_GUEST;
+use warren_interop::protocol::{Answer, PORT, Request};
 
 /// How often a running command and its client are looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
 fn main() -> anyhow::Result<()> {
-    let listener = TcpListener::bind((GUEST, PORT)).context("listen for commands")?;
+    let listener = TcpListener::bind((CONTROL_GUEST, PORT)).context("listen for commands")?;
     println!("the agent is ready");
     for stream in listener.incoming() {
         let stream = stream.context("accept a command")?;
