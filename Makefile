@@ -13,7 +13,7 @@ RELEASE_FLAGS := -C target-feature=+crt-static --remap-path-prefix=$(or $(CARGO_
 # A subcommand of cargo, for a release; its arguments follow.
 release = RUSTFLAGS="$(RELEASE_FLAGS)" $(CARGO) $(1) --release --target $(HOST)
 
-.PHONY: help deps build-deps build image image-twice test-image test demo bench bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-hostile sim fuzz soak lint lint-deploy doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build image image-twice test-image test demo bench bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-kernel test-hostile sim fuzz soak lint lint-deploy doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,11 @@ test-cluster: deps image ## a real Kubernetes of three nodes with Warren install
 	$(CARGO) build -p warren-kubectl
 	KEEP=$(KEEP) $(CARGO) test --no-fail-fast -p warren-cluster -- --nocapture $(ONLY)
 
+test-kernel: deps ## end-to-end tests with the kernel's WireGuard, alone and mixed with warren-tunnel, in a virtual machine
+	tests/kernel/prepare
+	$(CARGO) build --workspace --bins
+	tests/kernel/run
+
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
 	$(if $(LONG),$(call release,build),$(CARGO) build) -p warren-tunnel -p warren-hostile
 	WARREN_LONG=$(LONG) $(if $(LONG),$(call release,test),$(CARGO) test) --no-fail-fast -p warren-hostile -- --nocapture --test-threads=1
@@ -139,7 +144,7 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 
 # One after another: several of them need both cores.
 ci-steps:
-	for step in lint layers deny doc test test-cni demo test-image lint-deploy test-apiserver test-cluster test-interop test-hostile; do $(MAKE) $$step || exit; done
+	for step in lint layers deny doc test test-cni demo test-image lint-deploy test-apiserver test-cluster test-interop test-kernel test-hostile; do $(MAKE) $$step || exit; done
 	$(MAKE) sim SECONDS=60 FIRST=1
 	$(MAKE) fuzz SECONDS=30
 

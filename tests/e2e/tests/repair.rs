@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use warren_e2e::{MARKER, Mesh, MeshPod, Node, Probe, ping};
-use warren_lab::{ClearTextRules, Proc, Signal, Space, Tap, bin, poll_until, require};
+use warren_lab::{ClearTextRules, Proc, Signal, Space, Tap, bin, patience, poll_until, require};
 
 /// Long enough for a slow, shared machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -202,12 +202,12 @@ fn what_others_take_away_is_back_by_the_event_and_nothing_is_ever_in_clear() -> 
     for (change, check) in &steps {
         // A shared machine may stand still for seconds once, but not each time.
         let mut took = Vec::new();
-        while took.len() < 3 && took.last().is_none_or(|last| *last >= BY_EVENT) {
+        while took.len() < 3 && took.last().is_none_or(|last| *last >= patience(BY_EVENT)) {
             took.push(repaired(node, change, check)?);
         }
         println!("{took:>9.0?}  {change}");
         let last = took.last().context("no attempt")?;
-        assert!(*last < BY_EVENT, "{change}: {took:?}");
+        assert!(*last < patience(BY_EVENT), "{change}: {took:?}");
         assert_reached(&a, &b, &format!("after `{change}`"))?;
     }
     for probe in probes {
@@ -417,7 +417,7 @@ fn other_programs_routes_for_pods_lead_nothing_astray_and_are_named() -> Result<
     ] {
         let took = repaired(node, &add, gone)?;
         println!("{:>6} ms  {add}", took.as_millis());
-        assert!(took < BY_EVENT, "{add}: {took:?}");
+        assert!(took < patience(BY_EVENT), "{add}: {took:?}");
         assert_reached(&a, &b, &format!("after `{add}`"))?;
     }
     println!("{:?}", probe.stop()?);
@@ -462,7 +462,7 @@ fn a_program_that_fights_for_a_route_starves_nothing_and_rest_costs_nothing() ->
          the agent took {:.1}% of a processor",
         share * 100.0
     );
-    assert!(took < BY_EVENT && took_route < BY_EVENT);
+    assert!(took < patience(BY_EVENT) && took_route < patience(BY_EVENT));
     assert!(share < 0.6, "{share}");
     // And then there is peace: what the agent changes itself does not keep it busy.
     poll_until(LIMIT, "the route to be back", || {

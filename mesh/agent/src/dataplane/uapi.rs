@@ -161,7 +161,7 @@ pub fn set_request(changes: &[Change]) -> SetRequest {
     }
 }
 
-fn update_of(change: &Change) -> Option<PeerUpdate> {
+pub(super) fn update_of(change: &Change) -> Option<PeerUpdate> {
     match change {
         Change::AddPeer { public_key, new } => {
             let mut update = PeerUpdate::new(*public_key);
