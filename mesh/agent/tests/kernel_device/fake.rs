@@ -42,7 +42,7 @@ pub(crate) struct FakeKernel {
     pub(crate) owners: BTreeMap<IpNet, Key>,
     /// The owners after each single step since the test began to watch; none before.
     pub(crate) moments: Vec<BTreeMap<IpNet, Key>>,
-    is_watched: bool,
+    pub(crate) is_watched: bool,
     pub(crate) messages: usize,
     /// Whether single prefixes can be removed: Linux 6.16.
     pub(crate) knows_removal: bool,
