@@ -15,7 +15,7 @@ RELEASE_FLAGS := -C target-feature=+crt-static --remap-path-prefix=$(or $(CARGO_
 # A subcommand of cargo, for a release; its arguments follow.
 release = RUSTFLAGS="$(RELEASE_FLAGS)" $(CARGO) $(1) --release --target $(HOST)
 
-.PHONY: help deps build-deps build image image-twice test-image test demo bench bench-plots bench-micro bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-vm test-hostile sim fuzz soak lint lint-deploy lint-vm doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build image image-twice test-image test demo bench bench-plots bench-micro bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-kernel test-vm test-hostile sim fuzz soak lint lint-deploy lint-vm doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,11 @@ test-cluster: deps image ## a real Kubernetes of three nodes with Warren install
 	tests/helm/prepare
 	$(CARGO) build -p warren-kubectl
 	KEEP=$(KEEP) $(CARGO) test --no-fail-fast -p warren-cluster -- --nocapture $(ONLY)
+
+test-kernel: deps ## end-to-end tests with the kernel's WireGuard, alone and mixed with warren-tunnel, in a virtual machine
+	tests/kernel/prepare
+	$(CARGO) build --workspace --bins
+	tests/kernel/run
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
 	$(if $(LONG),$(call release,build),$(CARGO) build) -p warren-tunnel -p warren-hostile

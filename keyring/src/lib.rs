@@ -14,10 +14,12 @@
 //!
 //! The crate does not encrypt, does not speak Noise, and without the feature `file` does no
 //! I/O except asking the kernel for random bytes. With that feature, the module `file` loads
-//! and creates the file of a private key.
+//! and creates the file of a private key, and `directory` closes its directory to others.
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "file")]
+pub mod directory;
 mod error;
 #[cfg(feature = "file")]
 pub mod file;

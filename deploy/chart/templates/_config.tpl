@@ -6,6 +6,7 @@ reserved-cidrs: {{ toJson .Values.reservedCIDRs }}
 registry: kubernetes
 pinning: {{ .Values.pinning }}
 interface: {{ .Values.interface | quote }}
+data-plane: {{ .Values.dataPlane }}
 listen-port: {{ .Values.listenPort }}
 masquerade: {{ .Values.masquerade }}
 persistent-keepalive: {{ .Values.persistentKeepalive }}

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use warren_agent::config::{
     Config, ConfigError, LogFormat, RegistryKind, Source as ValueSource, Surroundings, load,
 };
-use warren_agent::dataplane::UapiDataPlane;
+use warren_agent::dataplane::{self, DeviceReader, UapiDataPlane};
 use warren_agent::files;
 use warren_agent::host::LinuxHost;
 use warren_agent::http::{self, HttpState};
@@ -136,17 +136,19 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let tunnel_socket = TunnelSocket(config.run_dir.join(TUNNEL_SOCKET));
     let tunnel = UapiDataPlane::new(config.uapi_dir.join(format!("{}.sock", config.interface)))
         .with_status(tunnel_socket.clone());
+    let kind = dataplane::choose(&config);
+    let reader = DeviceReader::of(kind, &config, tunnel.clone(), tunnel_socket);
+    let data_plane = dataplane::open(kind, &config, tunnel).await?;
     let settings = Settings::below(&config.sysctl_dir);
     let host = LinuxHost::open(config.interface.clone(), settings)?;
     let views = saved.views.clone();
-    let reconciler = Reconciler::new(config.clone(), uid, host, tunnel.clone(), saved)?;
+    let reconciler = Reconciler::new(config.clone(), uid, host, data_plane, saved)?;
 
     let (publisher, snapshots) = watch::channel(None);
     let source = Source {
         config: Arc::new(config.clone()),
         snapshots,
-        tunnel: tunnel.clone(),
-        tunnel_socket,
+        tunnel: reader.clone(),
     };
     let socket = config.run_dir.join(AGENT_SOCKET);
     let listener =
@@ -160,7 +162,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         })?;
         tokio::spawn(http::serve(listener, HttpState { source }));
     }
-    let probe = async || tunnel.get().await.is_ok();
+    let probe = async || reader.get().await.is_ok();
     match config.registry {
         RegistryKind::File => {
             let (dir, name) = (config.registry_dir.clone(), config.node_name.clone());

@@ -10,7 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use warren_core::degraded::DegradedCause;
-use warren_core::status::{AgentStatus, NodeState, PeerState};
+use warren_core::status::{AgentStatus, DataPlaneKind, NodeState, PeerState};
 
 use crate::snapshot::Stats;
 use crate::tunnel_socket::TunnelReport;
@@ -26,6 +26,11 @@ struct PeerLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
     state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DataPlaneLabel {
+    data_plane: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -141,6 +146,17 @@ fn warren(registry: &mut Registry, status: &AgentStatus) {
         "What needs attention; `warren status` tells",
         problems,
     );
+
+    let data_plane = Family::<DataPlaneLabel, Gauge>::default();
+    for kind in DataPlaneKind::ALL {
+        let label = DataPlaneLabel {
+            data_plane: kind.as_str(),
+        };
+        let is_used = kind == status.data_plane;
+        data_plane.get_or_create(&label).set(is_used.into());
+    }
+    let help = "Who encrypts: 1 for the data plane in use, 0 for the other";
+    registry.register("warren_data_plane", help, data_plane);
 
     let peers = Family::<StateLabel, Gauge>::default();
     for state in PeerState::ALL {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use warren_core::Plan;
-use warren_core::status::Health;
+use warren_core::status::{DataPlaneKind, Health};
 use warren_keyring::PublicKey;
 
 use crate::dataplane::DeviceState;
@@ -50,6 +50,8 @@ pub struct Snapshot {
     pub pod_cidrs: BTreeSet<IpNet>,
     /// Whether filter and unreachable routes are in place.
     pub protected: bool,
+    /// Who encrypts.
+    pub data_plane: DataPlaneKind,
     /// Whether the tunnel answers.
     pub tunnel: Health,
     /// Whether the registry tells of nodes.

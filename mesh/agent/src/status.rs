@@ -85,6 +85,7 @@ pub fn build(
         node: config.node_name.to_string(),
         state: NodeState::Ok,
         degraded: down.collect(),
+        data_plane: snapshot.data_plane,
         tunnel_version: tunnel.report.version.clone(),
         public_key: snapshot.public_key,
         key_age_seconds: tunnel.report.key_written.map(|at| age_seconds(at, now)),

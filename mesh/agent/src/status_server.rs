@@ -14,10 +14,10 @@ use tokio::time::{sleep, timeout};
 use warren_core::status::AgentStatus;
 
 use crate::config::Config;
-use crate::dataplane::UapiDataPlane;
+use crate::dataplane::DeviceReader;
 use crate::snapshot::Snapshot;
 use crate::status::{self, TunnelView};
-use crate::tunnel_socket::{TunnelReport, TunnelSocket};
+use crate::tunnel_socket::TunnelReport;
 
 const SOCKET_MODE: u32 = 0o660;
 /// How long a reader may take.
@@ -33,9 +33,7 @@ pub struct Source {
     /// What the reconcile last saw.
     pub snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     /// The device, to be asked for its counters as they are now.
-    pub tunnel: UapiDataPlane,
-    /// The tunnel's own socket, for what UAPI has no words for.
-    pub tunnel_socket: TunnelSocket,
+    pub tunnel: DeviceReader,
 }
 
 impl Source {
@@ -48,7 +46,7 @@ impl Source {
     pub async fn status(&self) -> Option<(AgentStatus, TunnelReport)> {
         let mut snapshots = self.snapshots.clone();
         let snapshot = snapshots.wait_for(Option::is_some).await.ok()?.clone()?;
-        let (fresh, report) = tokio::join!(self.tunnel.get(), self.tunnel_socket.report());
+        let (fresh, report) = tokio::join!(self.tunnel.get(), self.tunnel.report());
         let fresh = fresh.ok();
         let tunnel = TunnelView {
             device: fresh.as_ref().or(snapshot.device.as_ref()),

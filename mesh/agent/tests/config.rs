@@ -7,8 +7,8 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use warren_agent::config::{
-    Config, ConfigError, Default as SettingDefault, Loaded, LogFormat, RegistryKind, SETTINGS,
-    Source, Surroundings, load,
+    Config, ConfigError, DataPlaneChoice, Default as SettingDefault, Loaded, LogFormat,
+    RegistryKind, SETTINGS, Source, Surroundings, load,
 };
 use warren_core::Pinning;
 
@@ -31,6 +31,7 @@ const OTHER: &[(&str, &str)] = &[
     ("node-addresses", "192.0.2.7,2001:db8::7"),
     ("endpoint", "198.51.100.1:4000,[2001:db8::9]:4001"),
     ("interface", "mesh1"),
+    ("data-plane", "auto"),
     ("listen-port", "51999"),
     ("masquerade", "false"),
     ("persistent-keepalive", "25"),
@@ -70,6 +71,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("interface", "a-name-that-is-long", "length"),
     ("interface", "warren0\";drop", "characters"),
     ("interface", "wrn0", "other devices"),
+    ("data-plane", "boringtun", "userspace, kernel or auto"),
     ("listen-port", "0", "is 0"),
     ("listen-port", "65536", "1 to 65535"),
     ("masquerade", "yes", "true or false"),
@@ -168,6 +170,7 @@ fn the_defaults_are_those_that_are_documented() {
         (config.interface.as_str(), config.listen_port),
         ("warren0", 51871)
     );
+    assert_eq!(config.data_plane, DataPlaneChoice::Userspace);
     assert!(config.masquerade && config.persistent_keepalive == 0 && config.mtu_bytes.is_none());
     assert_eq!(config.state_dir, Path::new("/var/lib/warren"));
     assert_eq!(config.run_dir, Path::new("/run/warren"));

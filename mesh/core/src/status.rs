@@ -1,6 +1,7 @@
 //! The agent's status: what its socket answers, and what `warren status` and `warren show` read.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -22,6 +23,9 @@ pub struct AgentStatus {
     /// What all its peers suffer from.
     #[serde(default)]
     pub degraded: Vec<DegradedStatus>,
+    /// Who encrypts.
+    #[serde(default)]
+    pub data_plane: DataPlaneKind,
     /// Version of the tunnel; absent while its own socket does not answer.
     #[serde(default)]
     pub tunnel_version: Option<String>,
@@ -57,6 +61,36 @@ pub struct AgentStatus {
     /// Packets that the filter dropped, by rule.
     #[serde(default)]
     pub filter_drops: BTreeMap<String, u64>,
+}
+
+/// Who encrypts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataPlaneKind {
+    /// `warren-tunnel`.
+    #[default]
+    Userspace,
+    /// The kernel's own WireGuard.
+    Kernel,
+}
+
+impl DataPlaneKind {
+    /// All there are.
+    pub const ALL: [Self; 2] = [Self::Userspace, Self::Kernel];
+
+    /// Its word in configurations, in the status and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Userspace => "userspace",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
+impl fmt::Display for DataPlaneKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// How a node is as a whole.

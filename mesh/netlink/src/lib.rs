@@ -4,8 +4,9 @@
 //! addresses, routes, rules and neighbours are read and changed through it ([`SyncNetlink`] is its
 //! like for a program without a runtime), [`EventStream`] tells
 //! when someone changed them. [`Netns`] names a namespace and runs code inside it, [`sysctl`] reads
-//! and writes `/proc/sys`, [`protection`] reads back which of our nftables rules are loaded, and a
-//! [`Guard`] is a small table that nobody else can flush.
+//! and writes `/proc/sys`, [`wireguard`] drives the kernel's own WireGuard, [`protection`] reads back
+//! which of our nftables rules are loaded, and a [`Guard`] is a small table that nobody else can
+//! flush.
 //!
 //! What it refuses to do: it keeps no state and no cache, for the kernel is the only truth; it
 //! decides nothing; it starts no process; and it never moves the calling thread into another
@@ -27,6 +28,7 @@ mod rules;
 mod socket;
 mod sync;
 pub mod sysctl;
+pub mod wireguard;
 
 pub use addresses::Address;
 pub use connection::Netlink;

@@ -152,6 +152,29 @@ impl Netlink {
         set
     }
 
+    /// Makes a link of the kernel's WireGuard: down, without key, port and peers.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Kernel`]; `is_exists` when the name is taken, EOPNOTSUPP when this kernel has
+    /// no WireGuard.
+    pub async fn add_wireguard(&self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.attributes = end_attributes(name, mtu, None);
+        message
+            .attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
+                InfoKind::Wireguard,
+            )]));
+        let message = RouteNetlinkMessage::NewLink(message);
+        self.change(
+            "add WireGuard link",
+            &name,
+            message,
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+        .await
+    }
+
     /// Deletes a link; a veth takes its peer along.
     ///
     /// # Errors

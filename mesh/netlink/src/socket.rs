@@ -9,6 +9,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockopt,
     recvmsg, send, setsockopt, socket, sockopt,
 };
+use zeroize::Zeroize;
 
 /// The kernel's messages come in datagrams of up to 32 KiB.
 const DATAGRAM: usize = 64 * 1024;
@@ -57,6 +58,11 @@ impl Socket {
                 .or_else(|_| setsockopt(&self.fd, sockopt::SndBuf, &bytes))?;
         }
         Ok(())
+    }
+
+    /// Overwrites what was received last, where it may hold secrets.
+    pub(crate) fn wipe(&mut self) {
+        self.buffer.zeroize();
     }
 
     pub(crate) fn send(&self, message: &[u8]) -> io::Result<()> {

@@ -1,49 +1,28 @@
 //! The state directory's mode: what makes directories for containers lets everybody look in.
 
-use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use warren_core::files::is_state;
+use warren_keyring::directory;
 
 /// Closes a directory of this user to others, when they could look in but not write, and nothing is
-/// in it but Warren's state: nobody else uses it, or can have put anything there. Any other
-/// directory is left as it is, for whoever reads the key to judge. One that does not exist is
-/// nothing to do.
+/// in it but Warren's state. Any other directory is left as it is.
 ///
 /// # Errors
 /// The system's answer.
 pub fn close_to_others(dir: &Path) -> io::Result<()> {
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECTORY)
-        .open(dir);
-    let opened: File = match opened {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    let found = opened.metadata()?;
-    let mode = found.mode() & 0o7777;
-    let is_own = found.uid() == nix::unistd::geteuid().as_raw();
-    if !is_own || mode & 0o022 != 0 || mode & 0o077 == 0 || !holds_only_state(dir)? {
-        return Ok(());
+    if let Some(mode) = directory::close_to_others(dir, is_state)? {
+        tracing::info!(dir = %dir.display(), mode = format!("{mode:04o}"), "closed to other users");
     }
-    tracing::info!(dir = %dir.display(), mode = format!("{mode:04o}"), "closed to other users");
-    opened.set_permissions(Permissions::from_mode(mode & 0o7700))
-}
-
-fn holds_only_state(dir: &Path) -> io::Result<bool> {
-    for entry in dir.read_dir()? {
-        if !is_state(&entry?.file_name().to_string_lossy()) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
     use super::*;
 
     fn after(mode: u32) -> u32 {

@@ -24,7 +24,7 @@ const SETS: [&[&str]; 5] = [
     ],
     &[
         "--set",
-        "mtu=1400,pinning=strict,masquerade=false,persistentKeepalive=25,listenPort=7,agent.maxUnavailable=1",
+        "mtu=1400,pinning=strict,masquerade=false,dataPlane=kernel,persistentKeepalive=25,listenPort=7,agent.maxUnavailable=1",
         "--set",
         "reservedCIDRs={10.96.0.0/12},nodeSelector.pool=a,tunnel.podLabels.a=b,agent.podAnnotations.c=d",
     ],
@@ -96,6 +96,10 @@ fn wrong_values_are_refused_with_the_key_and_what_is_allowed() -> Result<()> {
         (
             "pinning=off",
             "- at '/pinning': value must be one of 'warn', 'strict'\n",
+        ),
+        (
+            "dataPlane=auto",
+            "- at '/dataPlane': value must be one of 'userspace', 'kernel'\n",
         ),
         ("mtu=1279", "- at '/mtu': minimum: got 1,279, want 1,280\n"),
         (
@@ -208,6 +212,21 @@ fn defaults_of_the_chart_are_those_of_the_agent() -> Result<()> {
         };
         assert_eq!(given, *default, "{}", setting.key);
     }
+    Ok(())
+}
+
+#[test]
+fn with_the_kernels_wireguard_there_is_no_tunnel_and_no_tun_device() -> Result<()> {
+    if skipped("helm") {
+        return Ok(());
+    }
+    let both = rendered(&with(&[]))?;
+    object(&both, "DaemonSet", "warren-tunnel")?;
+    assert!(serde_json::to_string(&both)?.contains("/dev/net/tun"));
+    let kernel = rendered(&with(&["--set", "dataPlane=kernel"]))?;
+    assert!(object(&kernel, "DaemonSet", "warren-tunnel").is_err());
+    object(&kernel, "DaemonSet", "warren-agent")?;
+    assert!(!serde_json::to_string(&kernel)?.contains("/dev/net/tun"));
     Ok(())
 }
 

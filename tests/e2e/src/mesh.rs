@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use warren_lab::{Allow, Bridge, Capture, ClearTextRules, End, Host, Lab, Link};
+use warren_lab::{Allow, Bridge, Capture, ClearTextRules, End, Host, Lab, Link, patience};
 
 use crate::node::Node;
 use crate::traffic::MARKER;
@@ -180,7 +180,7 @@ impl Mesh {
     /// Waits until every node is ready, has a session with every other, as its status says, and has
     /// the routes to the other's pods. A tunnel starts a handshake with each new peer at once.
     pub fn wait_connected(&self, limit: Duration) -> Result<Duration> {
-        let start = std::time::Instant::now();
+        let (start, limit) = (std::time::Instant::now(), patience(limit));
         loop {
             let Some(trouble) = self.not_connected() else {
                 return Ok(start.elapsed());

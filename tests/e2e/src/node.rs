@@ -14,7 +14,11 @@ use crate::pod::MeshPod;
 /// How long a program may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// A machine on the underlay with `warren-tunnel` and `warren-agent`.
+/// Says whose WireGuard the nodes use: `kernel` for all, `mixed` for those of even numbers; else
+/// `warren-tunnel`'s. `make test-kernel` sets it.
+const DATA_PLANE: &str = "WARREN_E2E_DATA_PLANE";
+
+/// A machine on the underlay with `warren-tunnel` and `warren-agent`, or with the agent alone.
 #[derive(Debug)]
 pub struct Node {
     /// Its number: in its name, its addresses and its pod ranges.
@@ -29,6 +33,8 @@ pub struct Node {
     pub tunnel: Option<Proc>,
     /// The running `warren-agent`.
     pub agent: Option<Proc>,
+    /// Whether it uses the kernel's WireGuard in the place of `warren-tunnel`.
+    pub in_kernel: bool,
     /// Its pod ranges, one of each family.
     pub pod_cidrs: [String; 2],
     /// What its programs find in their environment besides the test's own.
@@ -51,6 +57,11 @@ impl Node {
             addresses,
             tunnel: None,
             agent: None,
+            in_kernel: match std::env::var(DATA_PLANE).as_deref() {
+                Ok("kernel") => true,
+                Ok("mixed") => number.is_multiple_of(2),
+                _ => false,
+            },
             pod_cidrs: [
                 format!("10.244.{number}.0/24"),
                 format!("fd00:244:0:{number:x}::/64"),
@@ -94,13 +105,41 @@ impl Node {
         self.start_agent()
     }
 
-    /// Starts `warren-tunnel`.
+    /// Starts `warren-tunnel`, where the node has one.
     pub fn start_tunnel(&mut self) -> Result<()> {
+        if self.in_kernel {
+            return Ok(());
+        }
         let mut command = Command::new(bin("warren-tunnel")?);
         command.arg("--state-dir").arg(self.state_dir());
         command.envs(self.env.clone());
         self.tunnel = Some(self.host.spawn(&mut command)?);
         Ok(())
+    }
+
+    /// Ends what carries its traffic, as if the node had left; its agent must have ended.
+    pub fn end_data_plane(&mut self) -> Result<()> {
+        match self.tunnel.take() {
+            Some(tunnel) => tunnel.kill(),
+            None => drop(self.host.sh("ip link delete warren0")?),
+        }
+        Ok(())
+    }
+
+    /// Gives it a new key, as operators do.
+    pub fn renew_key(&mut self) -> Result<()> {
+        let daemon = match self.in_kernel {
+            true => self.agent.take(),
+            false => self.tunnel.take(),
+        };
+        daemon
+            .context("the daemon with the key does not run")?
+            .kill();
+        std::fs::remove_file(self.state_dir().join("private.key"))?;
+        match self.in_kernel {
+            true => self.start_agent(),
+            false => self.start_tunnel(),
+        }
     }
 
     /// Starts `warren-agent` with the file registry.
@@ -117,6 +156,9 @@ impl Node {
             .arg(self.state_dir())
             .arg("--cni-conf-dir")
             .arg(self.host.dir().join("cni"));
+        if self.in_kernel {
+            command.args(["--data-plane", "kernel"]);
+        }
         if !self.addresses.is_empty() {
             command.args(["--node-addresses", &self.addresses.join(",")]);
         }

@@ -66,7 +66,7 @@ fn a_node_joins_and_leaves_without_a_word_to_the_others() -> Result<()> {
     // The node leaves: its daemons end and its record goes.
     let node = mesh.node_mut(4);
     node.agent.take().unwrap().kill();
-    node.tunnel.take().unwrap().kill();
+    node.end_data_plane()?;
     std::fs::remove_file(mesh.registry().join("node4.json"))?;
     poll_until(LIMIT, "node1 to forget node4", || {
         !knows(mesh.node(1), "node4")

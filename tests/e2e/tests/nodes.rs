@@ -103,10 +103,7 @@ fn a_node_returns_with_a_new_key() -> Result<()> {
         .as_str()
         .unwrap()
         .to_owned();
-    let node = mesh.node_mut(3);
-    node.tunnel.take().unwrap().kill();
-    std::fs::remove_file(node.state_dir().join("private.key"))?;
-    node.start_tunnel()?;
+    mesh.node_mut(3).renew_key()?;
     poll_until(LIMIT, "the new key", || {
         let status = mesh.node(3).status();
         status.is_ok_and(|s| s["public_key"].as_str().is_some_and(|key| key != old))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use warren_e2e::{MARKER, Mesh, MeshPod, Node, Probe, ping};
-use warren_lab::{ClearTextRules, Proc, Signal, Space, Tap, bin, poll_until, require};
+use warren_lab::{ClearTextRules, Proc, Signal, Space, Tap, bin, patience, poll_until, require};
 
 /// Long enough for a slow, shared machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -44,11 +44,11 @@ fn repaired(node: &Node, change: &str, check: &str) -> Result<Duration> {
 /// As [`repaired`], by the event: a shared machine may stand still for seconds once, but not each time.
 fn repaired_by_event(node: &Node, change: &str, check: &str) -> Result<Vec<Duration>> {
     let mut took = Vec::new();
-    while took.len() < 3 && took.last().is_none_or(|last| *last >= BY_EVENT) {
+    while took.len() < 3 && took.last().is_none_or(|last| *last >= patience(BY_EVENT)) {
         took.push(repaired(node, change, check)?);
     }
     let last = took.last().context("no attempt")?;
-    ensure!(*last < BY_EVENT, "{change}: {took:?}");
+    ensure!(*last < patience(BY_EVENT), "{change}: {took:?}");
     Ok(took)
 }
 

@@ -51,4 +51,4 @@ pub use nix::sys::signal::Signal;
 pub use privilege::{Privilege, Skipped, enter_user_namespace_if_needed, privilege, skip_reason};
 pub use process::{Output, Proc};
 pub use space::{COMMAND_LIMIT, Space};
-pub use util::{bin, poll_for, poll_until};
+pub use util::{bin, patience, poll_for, poll_until};

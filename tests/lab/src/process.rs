@@ -146,6 +146,7 @@ impl Proc {
     ///
     /// [`LabError::Timeout`] with the log's tail when it still runs after `limit`.
     pub fn wait_timeout(&self, limit: Duration) -> Result<ExitStatus> {
+        let limit = crate::patience(limit);
         let ended = wait_pidfd(self.inner.pidfd.as_fd(), limit);
         match self.inner.child().try_wait() {
             Ok(Some(status)) if ended => Ok(status),
@@ -251,6 +252,7 @@ pub(crate) fn finish(
     })?;
     let pid = child.id() as i32;
     let pidfd = pidfd_open(pid).map_err(|e| LabError::io("open a pidfd", e))?;
+    let limit = crate::patience(limit);
     let ended = wait_pidfd(pidfd.as_fd(), limit);
     if !ended {
         // The command leads a session of its own: its children go with it.

@@ -1,12 +1,26 @@
 //! Waiting, and finding built programs.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::error::{LabError, Result};
 
 /// Pause between two looks at a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// How many times longer everything may take: `WARREN_LAB_PATIENCE`, for emulated machines.
+const PATIENCE: &str = "WARREN_LAB_PATIENCE";
+
+/// A limit as long as this machine is slow: all limits of the lab's are stretched by it.
+pub fn patience(limit: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let factor = FACTOR.get_or_init(|| {
+        let told = std::env::var(PATIENCE).ok();
+        told.and_then(|told| told.parse().ok()).unwrap_or(1)
+    });
+    limit * *factor
+}
 
 /// Waits until `condition` holds and tells how long that took.
 ///
@@ -32,6 +46,7 @@ pub fn poll_for<T>(
     what: &str,
     mut attempt: impl FnMut() -> Option<T>,
 ) -> Result<T> {
+    let limit = patience(limit);
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = attempt() {

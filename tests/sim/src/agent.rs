@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use ipnet::IpNet;
-use warren_agent::config::{Config, LogFormat, RegistryKind};
+use warren_agent::config::{Config, DataPlaneChoice, LogFormat, RegistryKind};
 use warren_agent::pace::{Pace, RepairPace};
 use warren_agent::reconcile::{Followed, Reconciler, Repair, Seams};
 use warren_agent::registry::RegistryReport;
@@ -433,6 +433,7 @@ pub fn config(machine: &Machine) -> Config {
         endpoint: None,
         reserved_cidrs: Default::default(),
         interface: INTERFACE.into(),
+        data_plane: DataPlaneChoice::Userspace,
         listen_port: DEFAULT_PORT,
         masquerade: true,
         persistent_keepalive: 0,

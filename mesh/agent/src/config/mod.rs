@@ -93,6 +93,17 @@ pub enum RegistryKind {
     File,
 }
 
+/// Who shall encrypt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataPlaneChoice {
+    /// `warren-tunnel`.
+    Userspace,
+    /// The kernel's own WireGuard.
+    Kernel,
+    /// The kernel's where it has one and no `warren-tunnel` runs.
+    Auto,
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -127,6 +138,8 @@ pub struct Config {
     pub reserved_cidrs: BTreeSet<IpNet>,
     /// Name of the tunnel's interface.
     pub interface: String,
+    /// Who encrypts. Default: `warren-tunnel`.
+    pub data_plane: DataPlaneChoice,
     /// The tunnel's UDP port.
     pub listen_port: u16,
     /// Whether pods' traffic to outside the mesh gets the node's address.

@@ -8,7 +8,7 @@ use warren_core::Pinning;
 use warren_core::consts;
 use warren_core::node::overlap;
 
-use super::{Config, LogFormat, RegistryKind, value};
+use super::{Config, DataPlaneChoice, LogFormat, RegistryKind, value};
 
 /// One setting: its key in the file, of which the names of its flag and its environment variable
 /// are made, and how its value gets into [`Config`].
@@ -161,6 +161,14 @@ pub const SETTINGS: &[Setting] = &[
         parse: one!(interface, value::interface),
     },
     Setting {
+        key: "data-plane",
+        help: "Who encrypts: warren-tunnel, the kernel's own WireGuard, or auto, the kernel's where it \
+               has one and no warren-tunnel runs",
+        default: Default::Text("userspace"),
+        allowed: "userspace, kernel or auto",
+        parse: one!(data_plane, value::data_plane),
+    },
+    Setting {
         key: "listen-port",
         help: "UDP port of the tunnel, as warren-tunnel listens on it",
         default: Default::Text("51871"),
@@ -303,6 +311,7 @@ pub(super) fn blank(node_name: warren_core::NodeName) -> Config {
         endpoint: None,
         reserved_cidrs: BTreeSet::new(),
         interface: String::new(),
+        data_plane: DataPlaneChoice::Userspace,
         listen_port: 0,
         masquerade: true,
         persistent_keepalive: 0,

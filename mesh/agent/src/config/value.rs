@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use warren_core::node::{overlap, parse_pod_cidr};
 use warren_core::{Endpoints, NodeName, Pinning};
 
-use super::{LogFormat, RegistryKind};
+use super::{DataPlaneChoice, LogFormat, RegistryKind};
 
 /// The longest name of a network device (IFNAMSIZ, without its NUL).
 const MAX_INTERFACE_LEN: usize = 15;
@@ -36,6 +36,15 @@ pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
 
 pub(super) fn optional_file(text: &str) -> Result<Option<PathBuf>, String> {
     optional_directory(text)
+}
+
+pub(super) fn data_plane(text: &str) -> Result<DataPlaneChoice, String> {
+    match text {
+        "userspace" => Ok(DataPlaneChoice::Userspace),
+        "kernel" => Ok(DataPlaneChoice::Kernel),
+        "auto" => Ok(DataPlaneChoice::Auto),
+        _ => Err("is no data plane".into()),
+    }
 }
 
 pub(super) fn pinning(text: &str) -> Result<Pinning, String> {

@@ -1,5 +1,8 @@
 //! The WireGuard device as the agent sees it, whoever runs it.
 
+mod choice;
+mod kernel;
+mod linux;
 mod uapi;
 
 use std::collections::BTreeMap;
@@ -8,10 +11,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
+use warren_claim::ClaimError;
 use warren_core::Change;
+use warren_core::status::DataPlaneKind;
 use warren_core::uapi::{Peer, UapiError};
-use warren_keyring::PublicKey;
+use warren_keyring::{KeyError, PublicKey, file::FileError};
+use warren_netlink::NetlinkError;
 
+pub use choice::{DeviceReader, NodeDataPlane, choose, open};
+pub use kernel::{Found, KernelDataPlane, KernelOptions, WireGuardKernel, kernel_request};
+pub use linux::LinuxWireGuard;
 pub use uapi::{UapiDataPlane, set_request};
 
 /// Why the device did not answer, or refused.
@@ -59,6 +68,48 @@ pub enum DataPlaneError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// The kernel refused, or has no WireGuard.
+    #[error("the kernel's WireGuard: {0}")]
+    Kernel(#[from] NetlinkError),
+    /// `warren-tunnel` serves the interface.
+    #[error(
+        "warren-tunnel serves {interface} ({holder}), and data-plane is kernel: stop warren-tunnel, or \
+         set data-plane to userspace"
+    )]
+    Claimed {
+        /// The interface.
+        interface: String,
+        /// Who has it.
+        holder: String,
+    },
+    /// The interface cannot be claimed.
+    #[error(transparent)]
+    Claim(ClaimError),
+    /// The interface's name belongs to a link of another kind.
+    #[error(
+        "{interface} is a link of the kind {kind}: remove it by `ip link delete {interface}`, or give \
+         interface another name"
+    )]
+    OtherLink {
+        /// The interface.
+        interface: String,
+        /// Its kind.
+        kind: String,
+    },
+    /// The private key cannot be had.
+    #[error(transparent)]
+    Key(#[from] FileError),
+    /// The private key's directory cannot be closed to others.
+    #[error("close {} to others: {source}", path.display())]
+    KeyDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The kernel gives no random bytes.
+    #[error(transparent)]
+    Random(KeyError),
 }
 
 /// The device's state. The private key is not part of it: only its public half leaves the parser.
@@ -75,7 +126,7 @@ pub struct DeviceState {
     pub path_mtu: BTreeMap<PublicKey, u32>,
 }
 
-/// A WireGuard device: now `warren-tunnel` by UAPI, later the kernel's by generic netlink.
+/// A WireGuard device: `warren-tunnel` by UAPI, or the kernel's by generic netlink.
 pub trait DataPlane {
     /// Reads the device's state.
     ///
@@ -83,10 +134,16 @@ pub trait DataPlane {
     /// [`DataPlaneError`]; the device is then taken as absent.
     fn observe(&mut self) -> impl Future<Output = Result<DeviceState, DataPlaneError>>;
 
-    /// Carries out the changes of peers among `changes`, in order and in one transaction, so that
-    /// a prefix moves from one peer to another without a gap. Other changes are passed over.
+    /// Carries out the changes of peers among `changes`, in order, so that a prefix moves from one
+    /// peer to another without a gap. Other changes are passed over.
     ///
     /// # Errors
-    /// [`DataPlaneError`]; the device has then taken all of it or nothing.
+    /// [`DataPlaneError`]; `warren-tunnel` has then taken nothing of it, and the kernel perhaps the
+    /// first of them.
     fn apply(&mut self, changes: &[Change]) -> impl Future<Output = Result<(), DataPlaneError>>;
+
+    /// Whose it is.
+    fn kind(&self) -> DataPlaneKind {
+        DataPlaneKind::Userspace
+    }
 }

@@ -161,13 +161,13 @@ pub fn set_request(changes: &[Change]) -> SetRequest {
     }
 }
 
-fn update_of(change: &Change) -> Option<PeerUpdate> {
+pub(super) fn update_of(change: &Change) -> Option<PeerUpdate> {
     match change {
         Change::AddPeer { public_key, new } => {
             let mut update = PeerUpdate::new(*public_key);
             update.endpoint = Some(new.endpoint);
             update.persistent_keepalive = Some(new.persistent_keepalive);
-            // All nodes of the mesh know them.
+            // All nodes of the mesh know them but those with the kernel's WireGuard, which drop them.
             update.path_probes = Some(true);
             update.allowed_ips = new
                 .allowed_ips

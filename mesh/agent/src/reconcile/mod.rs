@@ -30,7 +30,7 @@ use warren_core::consts::{MAIN_TABLE, UNREACHABLE_METRIC, annotation};
 use warren_core::files::{NodeFile, SavedView};
 use warren_core::mtu::DEFAULT_UNDERLAY_MTU;
 use warren_core::state::{RouteKey, RouteTarget};
-use warren_core::status::Health;
+use warren_core::status::{DataPlaneKind, Health};
 use warren_core::{NodeUid, ObservedState, PlanInput, Planner, Removals, plan};
 use warren_keyring::{PrivateKey, PublicKey};
 
@@ -65,6 +65,8 @@ pub struct Reconciler<H, D, S = Disk> {
     proven_mtu: BTreeMap<PublicKey, u32>,
     applied_endpoints: BTreeMap<PublicKey, SocketAddr>,
     registry_troubles: Vec<String>,
+    /// Why the device could not be read last.
+    tunnel_trouble: Option<String>,
     /// The planner's revision and the endpoints that were saved last.
     saved: (u64, BTreeMap<PublicKey, SocketAddr>),
     /// Whether changes were added to what was saved since.
@@ -179,6 +181,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             underlay: None,
             proven_mtu: BTreeMap::new(),
             registry_troubles: Vec::new(),
+            tunnel_trouble: None,
             added: false,
             calm: false,
             node_file: None,
@@ -221,6 +224,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             ..Pass::default()
         };
         let device = self.tunnel.observe().await;
+        self.tunnel_trouble = device.as_ref().err().map(ToString::to_string);
         if let Some(key) = device.as_ref().ok().and_then(|device| device.public_key) {
             self.take_key(key);
         }
@@ -431,7 +435,8 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             endpoints: identity.endpoints.iter().copied().collect(),
             pod_cidrs: identity.pod_cidrs,
             protected,
-            tunnel: tunnel_health(device.as_ref()),
+            data_plane: self.tunnel.kind(),
+            tunnel: self.tunnel_health(device.as_ref()),
             registry: self.registry_health(),
             synced: self.planner.is_synced(),
             problems,
@@ -440,6 +445,29 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             filter_drops: self.host.filter_drops(),
             underlay: self.underlay.clone().unwrap_or_else(unknown_underlay),
             stats: self.stats,
+        }
+    }
+
+    fn tunnel_health(&self, device: Option<&DeviceState>) -> Health {
+        let (ok, detail) = match device {
+            Some(DeviceState {
+                public_key: Some(_),
+                listen_port,
+                ..
+            }) => (true, format!("listening on port {listen_port}")),
+            Some(_) => (false, "the tunnel has no private key".into()),
+            None => (false, self.tunnel_absent()),
+        };
+        Health { ok, detail }
+    }
+
+    fn tunnel_absent(&self) -> String {
+        match (self.tunnel.kind(), &self.tunnel_trouble) {
+            (DataPlaneKind::Kernel, Some(trouble)) => trouble.clone(),
+            (DataPlaneKind::Kernel, None) => "the kernel's WireGuard could not be read".into(),
+            (DataPlaneKind::Userspace, _) => {
+                "the tunnel does not answer; is warren-tunnel running?".into()
+            }
         }
     }
 
@@ -457,22 +485,6 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         };
         Health { ok, detail }
     }
-}
-
-fn tunnel_health(device: Option<&DeviceState>) -> Health {
-    let (ok, detail) = match device {
-        Some(DeviceState {
-            public_key: Some(_),
-            listen_port,
-            ..
-        }) => (true, format!("listening on port {listen_port}")),
-        Some(_) => (false, "the tunnel has no private key".into()),
-        None => (
-            false,
-            "the tunnel does not answer; is warren-tunnel running?".into(),
-        ),
-    };
-    Health { ok, detail }
 }
 
 /// What is assumed until the underlay could be read once.

@@ -1,6 +1,7 @@
 //! Repairing what others changed in the kernel, without asking the tunnel, the underlay or the
 //! registry: what was planned last is put back.
 
+use warren_core::status::DataPlaneKind;
 use warren_core::{Change, Removals};
 
 use super::{Pass, Reconciler};
@@ -54,6 +55,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             };
         }
         let mut pass = Pass::default();
+        let mut is_without_link = false;
         if touched.settings {
             pass.problems = self.host.prepare();
         }
@@ -76,6 +78,8 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 let Some(state) = pass.note(self.host.observe().await) else {
                     break;
                 };
+                // A device that this agent makes is a whole reconcile's to make again.
+                is_without_link = state.link.is_none();
                 let changes = self.changes_to(&state, removals);
                 if changes.is_empty() {
                     break;
@@ -100,7 +104,8 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         self.calm &= pass.problems.is_empty();
         Repair {
             changes: pass.changes,
-            unsettled: !pass.problems.is_empty(),
+            unsettled: !pass.problems.is_empty()
+                || is_without_link && self.tunnel.kind() == DataPlaneKind::Kernel,
         }
     }
 

@@ -57,7 +57,7 @@ pub(super) fn tunnel(facts: &Facts) -> Vec<Finding> {
     let mut check = Check::new("tunnel");
     let start = "start warren-tunnel, or read its log, then: warren show";
     match &facts.device {
-        Ok(device) if device.private_key.is_none() => check.error(
+        Ok(device) if device.private_key.is_none() && !facts.is_kernel => check.error(
             "the tunnel has no private key",
             "it can have no session; pods of other nodes are not reached",
             start,
@@ -69,14 +69,18 @@ pub(super) fn tunnel(facts: &Facts) -> Vec<Finding> {
             start,
         ),
     }
-    if let (Ok(_), Err(e)) = (&facts.device, &facts.tunnel) {
+    if let (Ok(_), Err(e), false) = (&facts.device, &facts.tunnel, facts.is_kernel) {
         check.warn(
             format!("the tunnel's own socket does not answer: {e}"),
             "its counters and its version are not known",
             "give --run-dir as warren-tunnel has it",
         );
     }
-    check.done(format!("answers, on UDP port {}", facts.port()))
+    let who = match facts.is_kernel {
+        true => "the kernel's WireGuard answers",
+        false => "answers",
+    };
+    check.done(format!("{who}, on UDP port {}", facts.port()))
 }
 
 pub(super) fn versions(facts: &Facts) -> Vec<Finding> {

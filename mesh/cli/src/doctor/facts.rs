@@ -10,6 +10,7 @@ use warren_core::consts::NODE_FILE;
 use warren_core::files::NodeFile;
 use warren_core::status::AgentStatus;
 use warren_core::uapi::Device;
+use warren_netlink::wireguard::WireGuard;
 use warren_netlink::{Address, Link, Netlink, NetlinkError, Route, RouteLookupOptions, Rule};
 
 use super::program;
@@ -19,6 +20,8 @@ use crate::sources::Sources;
 
 /// How long `nft` may take for its listing.
 const NFT_LIMIT: Duration = Duration::from_secs(10);
+/// The kind of link that the kernel's WireGuard is.
+const WIREGUARD: &str = "wireguard";
 
 /// What could be read of this node; an error is text for people.
 pub(super) struct Facts {
@@ -27,6 +30,9 @@ pub(super) struct Facts {
     pub(super) now: u64,
     pub(super) agent: Result<AgentStatus, String>,
     pub(super) device: Result<Device, String>,
+    /// Whether the kernel's own WireGuard is the data plane. It tells no private key, and nothing but
+    /// the device.
+    pub(super) is_kernel: bool,
     /// The lines of the tunnel's own socket.
     pub(super) tunnel: Result<BTreeMap<String, String>, String>,
     pub(super) node: Result<NodeFile, String>,
@@ -52,13 +58,23 @@ impl Facts {
             let pairs = text.lines().filter_map(|line| line.split_once('='));
             pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
         };
+        let net = read_net().map_err(|e| e.to_string());
+        let is_device = |l: &Link| l.name == args.interface && l.kind.as_deref() == Some(WIREGUARD);
+        let is_kernel = net
+            .as_ref()
+            .is_ok_and(|net| net.links.iter().any(is_device));
+        let device = match is_kernel {
+            true => kernel_device(&args.interface).map_err(|e| e.to_string()),
+            false => sources.device(&args.interface).map_err(|e| e.to_string()),
+        };
         Self {
             now: environment.now,
             agent: sources.agent().map(|(_, s)| s).map_err(|e| e.to_string()),
-            device: sources.device(&args.interface).map_err(|e| e.to_string()),
+            device,
+            is_kernel,
             tunnel: tunnel.map(|text| lines(&text)),
             node: read_node(args),
-            net: read_net().map_err(|e| e.to_string()),
+            net,
             ruleset: read_ruleset(),
             args: args.clone(),
         }
@@ -94,6 +110,16 @@ impl Net {
         let link = self.links.iter().find(|link| Some(link.index) == index)?;
         Some(&link.name)
     }
+}
+
+fn kernel_device(interface: &str) -> Result<Device, NetlinkError> {
+    let device = WireGuard::open()?.device(interface)?;
+    Ok(Device {
+        private_key: None,
+        listen_port: device.listen_port,
+        fwmark: device.fwmark,
+        peers: device.peers,
+    })
 }
 
 fn read_node(args: &DoctorArgs) -> Result<NodeFile, String> {

@@ -2,7 +2,9 @@
 
 use std::fmt::{Display, Write as _};
 
-use warren_core::status::{AgentStatus, Health, NodeState, PeerState, PeerStatus, RejectStatus};
+use warren_core::status::{
+    AgentStatus, DataPlaneKind, Health, NodeState, PeerState, PeerStatus, RejectStatus,
+};
 use warren_text::table::table;
 
 use crate::text::{self, Style, clean};
@@ -59,7 +61,13 @@ fn header(status: &AgentStatus) -> String {
     let endpoints = status.endpoints.iter().copied().map(text::endpoint);
     line("endpoints", &list(endpoints));
     line("podCIDRs", &list(&status.pod_cidrs));
-    line("interface", &status.interface);
+    match status.data_plane {
+        DataPlaneKind::Userspace => line("interface", &status.interface),
+        DataPlaneKind::Kernel => {
+            let interface = format!("{}, the kernel's WireGuard", status.interface);
+            line("interface", &interface);
+        }
+    }
     line(
         "protected",
         if status.protected {
@@ -79,7 +87,11 @@ fn header(status: &AgentStatus) -> String {
     if !drops.is_empty() {
         line("dropped", &format!("{drops} (packets, by rule)"));
     }
-    let tunnel = status.tunnel_version.as_deref().unwrap_or("not known");
+    let tunnel = match (&status.tunnel_version, status.data_plane) {
+        (_, DataPlaneKind::Kernel) => "the kernel's",
+        (Some(version), _) => version.as_str(),
+        (None, _) => "not known",
+    };
     line(
         "versions",
         &format!("agent {}, tunnel {tunnel}", status.version),

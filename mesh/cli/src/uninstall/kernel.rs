@@ -65,9 +65,10 @@ impl Kernel {
     pub(super) fn obstacle(&self) -> Option<String> {
         let link = self.tunnel.as_ref()?;
         let kind = link.kind.as_deref().unwrap_or("hardware");
-        (kind != "tun").then(|| {
+        // As warren-tunnel makes it, and as the agent does with the data plane of the kernel.
+        (!["tun", "wireguard"].contains(&kind)).then(|| {
             format!(
-                "{} is no TUN device but {kind}: it is not Warren's; give --interface the name that \
+                "{} is no TUN or WireGuard device but {kind}: it is not Warren's; give --interface the name that \
                  Warren's has",
                 self.interface
             )

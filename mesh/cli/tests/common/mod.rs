@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use warren_cli::text::Style;
 use warren_cli::{Cli, Environment, Outcome};
-use warren_core::status::{AgentStatus, Health, NodeState, PeerState, PeerStatus, RejectStatus};
+use warren_core::status::{
+    AgentStatus, DataPlaneKind, Health, NodeState, PeerState, PeerStatus, RejectStatus,
+};
 use warren_core::uapi::{Device, Peer, answer_errno};
 use warren_keyring::{PresharedKey, PrivateKey, PublicKey};
 
@@ -73,6 +75,7 @@ pub fn good_status() -> AgentStatus {
         tunnel_version: Some("0.1.0".to_owned()),
         public_key: Some(public_key(0x11)),
         key_age_seconds: Some(3 * 86_400 + 4 * 3600),
+        data_plane: DataPlaneKind::Userspace,
         interface: "warren0".to_owned(),
         endpoints: vec![
             "192.0.2.1:51871".parse().unwrap(),

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use warren_core::kubernetes::NodeObject;
 use warren_core::status::{
-    AgentStatus, DegradedStatus, Health, NodeState, PeerState, PeerStatus, RejectStatus,
+    AgentStatus, DataPlaneKind, DegradedStatus, Health, NodeState, PeerState, PeerStatus,
+    RejectStatus,
 };
 use warren_keyring::PublicKey;
 use warren_kubectl::facts::{
@@ -91,6 +92,7 @@ pub fn agent(number: u8, count: u8) -> AgentStatus {
         tunnel_version: Some("0.1.0".to_owned()),
         public_key: Some(key(number)),
         key_age_seconds: Some(3 * 86_400 + 4 * 3600),
+        data_plane: DataPlaneKind::Userspace,
         interface: "warren0".to_owned(),
         endpoints: vec![format!("192.0.2.{number}:51871").parse().unwrap()],
         pod_cidrs: vec![format!("10.244.{number}.0/24").parse().unwrap()],
