@@ -85,7 +85,7 @@ fn a_rebooted_machine_is_protected_before_its_first_pod_and_has_its_old_key() {
         println!("after the reboot: {report}");
         println!("between the others: {sent} datagrams, {lost} lost");
 
-        ensure!(report["boot"] != Value::from(boot_before), "{report}");
+        ensure!(report["boot"] != boot_before, "{report}");
         ensure!(report["filter_at_first"] == false, "{report}");
         ensure!(report["refused"].as_u64() > Some(0), "{report}");
         // Of the CNI specification: try again later.
