@@ -161,11 +161,10 @@ deny: ## check licences, bans and sources of all dependencies, offline
 ci: deps ## everything that must hold before a change lands; what it leaves behind is a failure
 	tests/leftovers $(MAKE) ci-steps
 
-# One after another: several of them need both cores.
+# One after another: several of them need both cores. Tests that mostly wait come early, so that what later
+# steps need is made beside them.
 ci-steps:
-	for step in lint layers deny doc test test-cni demo test-image lint-deploy lint-vm test-apiserver test-cluster test-interop test-hostile; do $(MAKE) $$step || exit; done
-	$(MAKE) sim SECONDS=60 FIRST=1
-	$(MAKE) fuzz SECONDS=30
+	tests/ci lint layers test doc deny test-cni demo test-image lint-deploy lint-vm test-apiserver test-cluster test-interop test-hostile "sim SECONDS=60 FIRST=1" "fuzz SECONDS=30"
 
 clean: ## remove what was built
 	$(CARGO) clean
