@@ -4,6 +4,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli -p warren-kubectl
+# Tests with a target of their own: what they need takes long to make.
+ELSEWHERE := tests/interop tests/hostile tests/cni tests/apiserver tests/cluster tests/image tests/deploy tests/vm
 # What the benchmark of the tunnel is built of.
 BENCH := $(PROGRAMS) -p warren-lab -p warren-hostile -p warren-bench
 # Release builds are linked statically, to run on any distribution and in an image that holds nothing else,
@@ -36,11 +38,11 @@ image-twice: image ## build the committed tree once more in another directory: t
 	deploy/image/twice
 
 test-image: deps image ## what is in the images, and the daemons in containers with no more rights than they need
-	$(CARGO) test --no-fail-fast -p warren-image-suite
+	tests/run tests/image
 
 test: deps ## run all tests that this machine allows, naming each skip
-	$(CARGO) build --workspace --bins
-	$(CARGO) test --no-fail-fast --workspace --exclude warren-interop --exclude warren-hostile --exclude warren-cni-suite --exclude warren-apiserver --exclude warren-cluster --exclude warren-image-suite --exclude warren-deploy --exclude warren-vm
+	tests/run --except $(ELSEWHERE)
+	$(CARGO) test --workspace --doc
 
 demo: build-deps ## show the whole mesh on this machine; KEEP=1 leaves it up
 	$(call release,build) $(PROGRAMS) -p warren-lab -p warren-demo
@@ -73,8 +75,7 @@ bench-reconcile: deps ## what a reconcile costs among WARREN_PEERS=1000 peers, a
 
 test-cni: deps ## the plugin by the CNI specification, in chains, by cnitool, under containerd
 	tests/cni/prepare
-	$(CARGO) build --workspace --bins
-	$(CARGO) test --no-fail-fast -p warren-cni-suite
+	tests/run tests/cni
 
 bench-scale: deps ## the daemons of one node beside an API server with NODES=1000 Nodes
 	tests/kubernetes/prepare
@@ -83,26 +84,22 @@ bench-scale: deps ## the daemons of one node beside an API server with NODES=100
 
 test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a virtual machine among them
 	tests/interop/prepare
-	$(CARGO) build -p warren-tunnel -p warren-lab -p warren-interop
-	$(CARGO) test --no-fail-fast -p warren-interop
+	tests/run tests/interop
 
 test-vm: deps ## machines with kernels of their own: reboots, power cuts, an earlier version; ACCEL=kvm or tcg, ONLY= a part of tests' names
 	tests/vm/prepare
 	tests/vm/earlier
-	$(CARGO) build --workspace --bins
-	$(CARGO) test --no-fail-fast -p warren-vm -- --nocapture $(ONLY)
+	tests/run tests/vm -- --nocapture $(ONLY)
 
 test-apiserver: deps ## a bare Kubernetes control plane, its programs built from their modules
 	tests/helm/prepare
 	tests/kubernetes/prepare
-	$(CARGO) build -p warren-tunnel -p warren-agent -p warren-cli -p warren-kubectl -p warren-lab
-	$(CARGO) test --no-fail-fast -p warren-apiserver
+	tests/run tests/apiserver
 
 test-cluster: deps image ## a real Kubernetes of three nodes with Warren installed by Helm; KEEP=1 leaves it up, ONLY= takes a part of scenarios' names
 	tests/cluster/prepare
 	tests/helm/prepare
-	$(CARGO) build -p warren-kubectl
-	KEEP=$(KEEP) $(CARGO) test --no-fail-fast -p warren-cluster -- --nocapture $(ONLY)
+	KEEP=$(KEEP) tests/run tests/cluster -- --nocapture $(ONLY)
 
 test-kernel: deps ## end-to-end tests with the kernel's WireGuard, alone and mixed with warren-tunnel, in a virtual machine
 	tests/kernel/prepare
@@ -110,8 +107,8 @@ test-kernel: deps ## end-to-end tests with the kernel's WireGuard, alone and mix
 	tests/kernel/run
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
-	$(if $(LONG),$(call release,build),$(CARGO) build) -p warren-tunnel -p warren-hostile
-	WARREN_LONG=$(LONG) $(if $(LONG),$(call release,test),$(CARGO) test) --no-fail-fast -p warren-hostile -- --nocapture --test-threads=1
+	$(if $(LONG),$(call release,build) -p warren-tunnel -p warren-hostile)
+	WARREN_LONG=$(LONG) $(if $(LONG),$(call release,test) --no-fail-fast -p warren-hostile,tests/run tests/hostile) -- --nocapture --test-threads=1
 
 sim: ## random scenarios of a simulated cluster: 10,000, or SECONDS=60 of them, new ones or from the seed FIRST=1 on, or one SEED= again
 	$(call release,build) -p warren-sim
@@ -130,8 +127,7 @@ soak: deps ## all long forms: agents stopped for a minute, 20 rounds of the stor
 	$(call release,test) -p warren-hostile --test soak -- --nocapture --ignored
 	WARREN_OUTAGE_SECONDS=600 $(MAKE) test-cluster ONLY=api_server_is_away
 	tests/interop/prepare
-	$(CARGO) build -p warren-tunnel -p warren-lab -p warren-interop
-	$(CARGO) test -p warren-interop -- --ignored
+	tests/run tests/interop -- --ignored
 	$(MAKE) image-twice
 	$(MAKE) test-hostile LONG=1
 	$(MAKE) fuzz SECONDS=$(or $(SECONDS),600)
@@ -144,7 +140,7 @@ lint: ## formatting, clippy with warnings refused, and the fuzz targets' own Car
 lint-deploy: deps ## chart, manifests, alerts, dashboard and documented metrics, with the real helm, kubectl and promtool
 	tests/helm/prepare
 	tests/kubernetes/prepare
-	$(CARGO) test --no-fail-fast -p warren-deploy
+	tests/run tests/deploy
 
 lint-vm: deps ## Vagrant's own check of tests/vm/Vagrantfile for both providers, and shellcheck of the machines' scripts
 	tests/vm/validate
