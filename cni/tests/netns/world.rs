@@ -187,6 +187,8 @@ impl World {
             ("ip6 saddr fd00::/48", rule::EGRESS_SRC_V6),
             ("ip daddr 10.244.0.0/16", rule::EGRESS_DST_V4),
             ("ip6 daddr fd00::/48", rule::EGRESS_DST_V6),
+            ("icmp type destination-unreachable", rule::EGRESS_QUOTE_V4),
+            ("icmpv6 type destination-unreachable", rule::EGRESS_QUOTE_V6),
         ]);
         let ruleset = format!(
             "add table inet warren

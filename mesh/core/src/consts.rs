@@ -118,6 +118,10 @@ pub mod rule_comment {
     pub const EGRESS_DST_V4: &str = "warren:egress-dst-v4";
     /// A packet to the underlay with an IPv6 destination of the pod ranges.
     pub const EGRESS_DST_V6: &str = "warren:egress-dst-v6";
+    /// An ICMP error to the underlay that quotes a packet to an IPv4 destination of the pod ranges.
+    pub const EGRESS_QUOTE_V4: &str = "warren:egress-quote-v4";
+    /// An ICMPv6 error to the underlay that quotes a packet to an IPv6 destination of the pod ranges.
+    pub const EGRESS_QUOTE_V6: &str = "warren:egress-quote-v6";
     /// A packet from a pod to a peer's IPv4 node address that would not take the tunnel.
     pub const POD_TO_NODE_V4: &str = "warren:pod-to-node-v4";
     /// A packet from a pod to a peer's IPv6 node address that would not take the tunnel.
@@ -130,7 +134,7 @@ pub mod rule_comment {
     pub const MASQUERADE_V6: &str = "warren:masquerade-v6";
     /// The rules that drop, all of them: without any one a node is not protected from its pods, or
     /// they from the underlay.
-    pub const REQUIRED: [&str; 16] = [
+    pub const REQUIRED: [&str; 18] = [
         ANTISPOOF,
         POD_LINK_LOCAL,
         POD_LOOPBACK,
@@ -145,6 +149,8 @@ pub mod rule_comment {
         EGRESS_SRC_V6,
         EGRESS_DST_V4,
         EGRESS_DST_V6,
+        EGRESS_QUOTE_V4,
+        EGRESS_QUOTE_V6,
         POD_TO_NODE_V4,
         POD_TO_NODE_V6,
     ];

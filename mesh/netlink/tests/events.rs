@@ -277,6 +277,8 @@ fn the_owned_table_reads_as_meant_outlives_a_flush_and_goes_with_its_owner() {
             "ip6 daddr fd00:244::/48 counter packets 0 bytes 0 drop comment \"warren:guard-ingress-dst-v6\"",
             "oifname \"wrn*\" accept comment \"warren:guard-egress-pod\"",
             "ip6 saddr fd00:244::/48 counter packets 0 bytes 0 drop comment \"warren:guard-egress-src-v6\"",
+            "icmp type destination-unreachable @th,192,32 & 0xffff0000 == 0xaf40000 counter packets 0 bytes 0 drop comment \"warren:guard-egress-quote-v4\"",
+            "icmpv6 type packet-too-big @th,256,128 & 0xffffffffffff00000000000000000000 == 0xfd000244000000000000000000000000 counter packets 0 bytes 0 drop comment \"warren:guard-egress-quote-v6\"",
             "type filter hook prerouting priority raw + 1; policy accept;",
             "type filter hook postrouting priority 301; policy accept;",
         ] {

@@ -130,6 +130,46 @@ fn a_pod_reaches_another_nodes_address_by_the_tunnel_or_not_at_all() -> Result<(
 }
 
 #[test]
+fn what_a_node_sent_to_a_pod_that_is_gone_does_not_come_back_quoted_in_clear() -> Result<()> {
+    require!();
+    let mut mesh = Mesh::start("quoted", 3)?;
+    // From the node's own address, as a service of it answers pods; there is no such pod any more.
+    let ways = [
+        ("10.244.3.99", "192.0.2.2"),
+        ("fd00:244:0:3::99", "2001:db8:a::2"),
+    ];
+    let send = |mesh: &Mesh, (to, from)| {
+        send_marked(&mesh.node(2).host, to, Some(from))?;
+        // A kernel limits how many errors it sends to one address.
+        std::thread::sleep(Duration::from_millis(1100));
+        Ok(())
+    };
+    // In IPv6 the answer's source is the tunnel's address, which leads into the tunnel; in IPv4 it is the
+    // node's own.
+    let dropped = |mesh: &Mesh, table: &str| {
+        mesh.node(3).host.sh(&format!(
+            "nft list table inet {table} | grep egress-quote-v4 | grep -qv 'packets 0 '"
+        ))
+    };
+    let capture = mesh.capture(&[])?;
+    ways.iter().try_for_each(|way| send(&mesh, *way))?;
+    dropped(&mesh, "warren")?;
+    // The same while the filter is flushed, by the table that nobody else can flush.
+    let agent = mesh.node_mut(3).agent.take().unwrap();
+    agent.signal(warren_lab::Signal::SIGSTOP);
+    mesh.node(3).host.sh("nft flush ruleset")?;
+    ways.iter().try_for_each(|way| send(&mesh, *way))?;
+    dropped(&mesh, "warren-guard")?;
+    capture.stop().assert_clean();
+    // The positive control: without the filters node 3 answers from its own address, in clear.
+    agent.kill();
+    let tap = || mesh.node(3).host.tap("eth0");
+    let leaks = || marked_packets(&mesh, tap(), || send(&mesh, ways[0])).is_ok_and(|n| n > 0);
+    poll_until(LIMIT, "a quoted packet in clear", leaks)?;
+    Ok(())
+}
+
+#[test]
 fn clear_text_from_the_underlay_is_not_delivered_to_a_pod() -> Result<()> {
     require!();
     let mesh = Mesh::start("inject", 2)?;

@@ -85,6 +85,14 @@ const GUARD_RETRY: Duration = Duration::from_secs(60);
 /// that one address can be added without a look at the others.
 const PEER_SETS: &str = "peer";
 
+/// How the names of the sets of pod ranges start that quoted packets' destinations are looked up in: nft
+/// takes what lies within an ICMP message for a number, not for an address.
+const QUOTED_SETS: &str = "quoted";
+/// Where an ICMP error has the destination of the packet that it quotes: behind its own 8 bytes, as far as
+/// the address is in an IPv4 or IPv6 header; in bits from the start of the message, and how many.
+const QUOTED_V4: &str = "@th,192,32";
+const QUOTED_V6: &str = "@th,256,128";
+
 /// The filter in the kernel, and what it looked like when this process loaded it.
 #[derive(Debug, Default)]
 pub struct Filter {
@@ -349,9 +357,10 @@ fn set_changes(old: &FilterSpec, new: &FilterSpec) -> String {
     out
 }
 
-fn named_sets(spec: &FilterSpec) -> [(&'static str, &BTreeSet<IpNet>); 4] {
+fn named_sets(spec: &FilterSpec) -> [(&'static str, &BTreeSet<IpNet>); 5] {
     [
         ("pod", &spec.pod_ranges),
+        (QUOTED_SETS, &spec.pod_ranges),
         ("own", &spec.own_allowed_ips),
         ("ownpod", &spec.own_pod_cidrs),
         (PEER_SETS, &spec.peer_addresses),
@@ -363,10 +372,27 @@ fn elements(name: &str, prefixes: &BTreeSet<IpNet>, ipv6: bool) -> String {
     let elements: Vec<String> = of_family
         .map(|net| match name {
             PEER_SETS => net.addr().to_string(),
+            QUOTED_SETS => range(net),
             _ => net.to_string(),
         })
         .collect();
     elements.join(", ")
+}
+
+/// A prefix as the numbers from its first address to its last.
+fn range(net: &IpNet) -> String {
+    match net {
+        IpNet::V4(net) => format!(
+            "{:#x}-{:#x}",
+            net.network().to_bits(),
+            net.broadcast().to_bits()
+        ),
+        IpNet::V6(net) => format!(
+            "{:#x}-{:#x}",
+            net.network().to_bits(),
+            net.broadcast().to_bits()
+        ),
+    }
 }
 
 /// The whole batch, in nft's own language.
@@ -447,6 +473,18 @@ fn ruleset_with(spec: &FilterSpec, counters: &Counters) -> String {
             format!("ip6 saddr @pod_v6 {}", drop(rule::EGRESS_SRC_V6)),
             format!("ip daddr @pod_v4 {}", drop(rule::EGRESS_DST_V4)),
             format!("ip6 daddr @pod_v6 {}", drop(rule::EGRESS_DST_V6)),
+            // A node tells another one that a pod cannot be reached: with the first bytes of what was sent
+            // to the pod, from and to the nodes' own addresses.
+            format!(
+                "icmp type {{ destination-unreachable, redirect, time-exceeded, parameter-problem }} \
+                 {QUOTED_V4} @{QUOTED_SETS}_v4 {}",
+                drop(rule::EGRESS_QUOTE_V4)
+            ),
+            format!(
+                "icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, \
+                 parameter-problem }} {QUOTED_V6} @{QUOTED_SETS}_v6 {}",
+                drop(rule::EGRESS_QUOTE_V6)
+            ),
         ],
     );
     // Without the rule or the table for node addresses such a packet would take the underlay; the
@@ -516,7 +554,11 @@ fn ruleset_with(spec: &FilterSpec, counters: &Counters) -> String {
 
 /// The set of each family, also when it is empty: the rules are the same on every node.
 fn sets(out: &mut String, name: &str, prefixes: &BTreeSet<IpNet>) {
-    for (family, kind, ipv6) in [("v4", "ipv4_addr", false), ("v6", "ipv6_addr", true)] {
+    let kinds = match name {
+        QUOTED_SETS => [format!("typeof {QUOTED_V4}"), format!("typeof {QUOTED_V6}")],
+        _ => ["type ipv4_addr".to_owned(), "type ipv6_addr".to_owned()],
+    };
+    for ((family, ipv6), kind) in [("v4", false), ("v6", true)].into_iter().zip(kinds) {
         let elements = elements(name, prefixes, ipv6);
         let _ = writeln!(out, "\tset {name}_{family} {{");
         // An element may lie inside another one; without auto-merge that is an error.
@@ -524,7 +566,7 @@ fn sets(out: &mut String, name: &str, prefixes: &BTreeSet<IpNet>) {
             PEER_SETS => "",
             _ => "; flags interval; auto-merge",
         };
-        let _ = writeln!(out, "\t\ttype {kind}{how}");
+        let _ = writeln!(out, "\t\t{kind}{how}");
         if !elements.is_empty() {
             let _ = writeln!(out, "\t\telements = {{ {elements} }}");
         }

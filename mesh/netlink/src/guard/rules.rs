@@ -16,11 +16,26 @@ const COMPARE_OTHER: u32 = 1;
 const IIFNAME: u32 = 6;
 const OIFNAME: u32 = 7;
 const NFPROTO: u32 = 15;
+const L4PROTO: u32 = 16;
+// enum nft_payload_bases
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
 // linux/netfilter.h
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
+// linux/in.h
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+/// Types of ICMP messages that quote a packet (RFC 792): destination unreachable, redirect, time exceeded,
+/// parameter problem.
+const ICMP_ERRORS: [u8; 4] = [3, 5, 11, 12];
+/// Types of ICMPv6 messages that quote a packet (RFC 4443): destination unreachable, packet too big, time
+/// exceeded, parameter problem.
+const ICMPV6_ERRORS: [u8; 4] = [1, 2, 3, 4];
+/// Length of an ICMP error's own header; the quoted packet comes behind it.
+const ICMP_HEADER: u32 = 8;
 /// Length of an interface's name with its zero (`IFNAMSIZ`).
 const NAME_LENGTH: usize = 16;
 
@@ -47,7 +62,8 @@ pub(super) fn rules(spec: &GuardSpec) -> Vec<Rule> {
         });
     };
     use Expression::{
-        Address, Device, Family, OtherDevice, OwnDestination, PeerDestination, StraySource,
+        Address, Device, Family, IcmpError, OtherDevice, OwnDestination, PeerDestination,
+        QuotedDestination, StraySource,
     };
     let veth = || Device {
         incoming: true,
@@ -119,6 +135,19 @@ pub(super) fn rules(spec: &GuardSpec) -> Vec<Rule> {
                     DROP,
                 );
             }
+            if incoming {
+                continue;
+            }
+            // With the first bytes of what was sent to a pod, from and to the nodes' own addresses.
+            let (protocol, kinds) = match net {
+                IpNet::V4(_) => (ICMP, ICMP_ERRORS),
+                IpNet::V6(_) => (ICMPV6, ICMPV6_ERRORS),
+            };
+            for kind in kinds {
+                let error = IcmpError { protocol, kind };
+                let matches = vec![Family(family), error, QuotedDestination(*net)];
+                rule(chain, format!("guard-egress-quote-{number}"), matches, DROP);
+            }
         }
     }
     // After destination NAT and before source NAT: the peer's address and the pod's veth are both
@@ -156,6 +185,13 @@ pub(super) enum Expression {
         net: IpNet,
         source: bool,
     },
+    /// An ICMP message of this type; only behind a `Family`.
+    IcmpError {
+        protocol: u8,
+        kind: u8,
+    },
+    /// The packet that an ICMP error quotes was for a prefix; only behind an `IcmpError`.
+    QuotedDestination(IpNet),
     /// The destination is an address of the node itself.
     OwnDestination,
     /// The source does not route back to the device that the packet came in by.
@@ -192,13 +228,26 @@ impl Expression {
             }
             Self::PeerDestination { ipv6 } => {
                 let (offset, length) = if *ipv6 { (24, 16) } else { (16, 4) };
-                load(list, offset, length);
+                load(list, NETWORK_HEADER, offset, length);
                 expression(list, "lookup", |data| {
                     data.text(1, peer_set(*ipv6).0);
                     data.number(2, REGISTER);
                 });
             }
-            Self::Address { net, source } => address(list, net, *source),
+            Self::Address { net, source } => {
+                let offset = address_offset(net, *source);
+                prefix(list, NETWORK_HEADER, offset, net);
+            }
+            Self::IcmpError { protocol, kind } => {
+                meta(list, L4PROTO);
+                compare(list, &[*protocol]);
+                load(list, TRANSPORT_HEADER, 0, 1);
+                compare(list, &[*kind]);
+            }
+            Self::QuotedDestination(net) => {
+                let offset = ICMP_HEADER + address_offset(net, false);
+                prefix(list, TRANSPORT_HEADER, offset, net);
+            }
             Self::StraySource => {
                 expression(list, "fib", |data| {
                     data.number(1, REGISTER);
@@ -234,24 +283,25 @@ impl Expression {
     }
 }
 
-/// The network header's address, masked, compared with the prefix.
-fn address(list: &mut Message, net: &IpNet, source: bool) {
-    let (offset, bytes, mask) = match (net.network(), net.netmask()) {
-        (IpAddr::V4(ip), IpAddr::V4(mask)) => (
-            if source { 12 } else { 16 },
-            ip.octets().to_vec(),
-            mask.octets().to_vec(),
-        ),
-        (ip, mask) => {
-            let octets = |ip| match ip {
-                IpAddr::V6(ip) => ip.octets().to_vec(),
-                IpAddr::V4(ip) => ip.octets().to_vec(),
-            };
-            (if source { 8 } else { 24 }, octets(ip), octets(mask))
-        }
+/// Where an IP header has its source or destination, in bytes.
+fn address_offset(net: &IpNet, source: bool) -> u32 {
+    match (net, source) {
+        (IpNet::V4(_), true) => 12,
+        (IpNet::V4(_), false) => 16,
+        (IpNet::V6(_), true) => 8,
+        (IpNet::V6(_), false) => 24,
+    }
+}
+
+/// The address there, masked, compared with the prefix.
+fn prefix(list: &mut Message, header: u32, offset: u32, net: &IpNet) {
+    let octets = |ip| match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
     };
+    let (bytes, mask) = (octets(net.network()), octets(net.netmask()));
     let length = u32::try_from(bytes.len()).unwrap_or_default();
-    load(list, offset, length);
+    load(list, header, offset, length);
     expression(list, "bitwise", |data| {
         data.number(1, REGISTER);
         data.number(2, REGISTER);
@@ -262,12 +312,11 @@ fn address(list: &mut Message, net: &IpNet, source: bool) {
     compare(list, &bytes);
 }
 
-/// So many bytes of the network header.
-fn load(list: &mut Message, offset: u32, length: u32) {
+/// So many bytes of a header.
+fn load(list: &mut Message, header: u32, offset: u32, length: u32) {
     expression(list, "payload", |data| {
         data.number(1, REGISTER);
-        // NFT_PAYLOAD_NETWORK_HEADER
-        data.number(2, 1);
+        data.number(2, header);
         data.number(3, offset);
         data.number(4, length);
     });
