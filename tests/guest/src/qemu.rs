@@ -11,7 +11,7 @@ use crate::cable::Card;
 
 /// What every machine's kernel is told. Without acceleration mitigations cost much and protect nothing.
 const KERNEL_ARGUMENTS: &str =
-    "console=ttyS0 net.ifnames=0 mitigations=off apparmor=0 audit=0 quiet";
+    "console=ttyS0 net.ifnames=0 mitigations=off apparmor=0 selinux=0 audit=0 quiet";
 
 /// A machine to be started: of one processor, with a serial console and nothing else but what is added.
 #[derive(Debug, Clone)]
@@ -71,7 +71,7 @@ impl Qemu {
     /// Adds a network card.
     #[must_use]
     pub fn card(mut self, card: Card) -> Self {
-        let Card { tap, mac } = card;
+        let (tap, mac) = (card.tap, card.hardware_address());
         self.devices.extend([
             "-netdev".into(),
             format!("tap,id={tap},ifname={tap},script=no,downscript=no").into(),
@@ -145,7 +145,7 @@ mod tests {
             .disk(Path::new("a"))
             .read_only_disk(Path::new("b"))
             .card(Card::CONTROL)
-            .card(Card::LINK);
+            .card(Card::of_machine(10));
         let arguments = qemu.arguments();
         let of = |option: &str| -> Vec<&OsString> {
             let pairs = arguments.windows(2).filter(|pair| pair[0] == option);
@@ -165,7 +165,7 @@ mod tests {
                 "virtio-blk-pci,drive=disk0",
                 "virtio-blk-pci,drive=disk1",
                 "virtio-net-pci,netdev=control0,mac=02:00:00:00:00:02,romfile=",
-                "virtio-net-pci,netdev=tap0,mac=02:00:00:00:00:01,romfile=",
+                "virtio-net-pci,netdev=tap0,mac=02:00:00:00:01:0a,romfile=",
             ]
         );
         let command_line = of("-append")[0].to_string_lossy();

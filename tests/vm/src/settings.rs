@@ -85,6 +85,14 @@ impl Settings {
         )
     }
 
+    /// The address of node `number` itself in its first pod range.
+    pub(crate) fn tunnel_address(&self, number: u8) -> String {
+        match self.family {
+            Family::V6 => format!("fd00:244:0:{number:x}::1"),
+            Family::V4 | Family::Dual => format!("10.244.{}.1", u32::from(number) * 32),
+        }
+    }
+
     /// The addresses by which the others reach node `number`, preferred first.
     pub fn node_addresses(&self, number: u8) -> String {
         self.family.list(&v4(number), &v6(number))
