@@ -51,6 +51,7 @@ impl Machine {
         let card = Card::of_machine(number);
         let qemu = Qemu::new(&kernel, &initramfs)
             .accel(accel)
+            .processors(settings.processors)
             .memory_mib(settings.memory_mib)
             .kernel_argument(&format!("vm.name={}", host.name()))
             .kernel_argument(&format!("vm.card={}", card.hardware_address()))

@@ -87,6 +87,11 @@ fn check_state_is_whole(machine: &Machine) -> Result<()> {
         "address stores that were set aside: {}",
         aside.lines().count()
     );
+    let warnings = "journalctl -b -q -o cat -u warren-tunnel -u warren-agent | grep -E ' (WARN|ERROR) ' || true";
+    println!(
+        "what the daemons warn of after the boot: [{}]",
+        machine.sh(warnings)?.trim()
+    );
     let restarts = machine.sh("systemctl show --value -p NRestarts warren-tunnel warren-agent")?;
     let none = restarts.split_whitespace().all(|count| count == "0");
     ensure!(none, "daemons ended after the boot: {restarts}");
