@@ -15,20 +15,33 @@ pub const CONTROL_GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 255, 2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Card {
     pub(crate) tap: &'static str,
-    pub(crate) mac: &'static str,
+    pub(crate) mac: [u8; 6],
 }
 
 impl Card {
-    /// The one on the host's link.
+    /// The one on the host's link, where there is one machine.
     pub const LINK: Self = Self {
         tap: "tap0",
-        mac: "02:00:00:00:00:01",
+        mac: [2, 0, 0, 0, 0, 1],
     };
     /// The one that leads to the tests.
     pub const CONTROL: Self = Self {
         tap: "control0",
-        mac: "02:00:00:00:00:02",
+        mac: [2, 0, 0, 0, 0, 2],
     };
+
+    /// The one on the host's link of one of several machines on the same network.
+    pub fn of_machine(number: u8) -> Self {
+        Self {
+            mac: [2, 0, 0, 0, 1, number],
+            ..Self::LINK
+        }
+    }
+
+    /// Its hardware address, as machines write it.
+    pub fn hardware_address(self) -> String {
+        self.mac.map(|byte| format!("{byte:02x}")).join(":")
+    }
 }
 
 /// Gives the host's `eth0` to a machine that will have both cards, and takes its addresses away.

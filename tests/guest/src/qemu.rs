@@ -11,14 +11,15 @@ use crate::cable::Card;
 
 /// What every machine's kernel is told. Without acceleration mitigations cost much and protect nothing.
 const KERNEL_ARGUMENTS: &str =
-    "console=ttyS0 net.ifnames=0 mitigations=off apparmor=0 audit=0 quiet";
+    "console=ttyS0 net.ifnames=0 mitigations=off apparmor=0 selinux=0 audit=0 quiet";
 
-/// A machine to be started: of one processor, with a serial console and nothing else but what is added.
+/// A machine to be started: with a serial console and nothing else but what is added.
 #[derive(Debug, Clone)]
 pub struct Qemu {
     kernel: PathBuf,
     initramfs: PathBuf,
     accel: Accel,
+    processors: u8,
     memory_mib: u32,
     kernel_arguments: String,
     devices: Vec<OsString>,
@@ -26,12 +27,13 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// A machine that boots this kernel with this initramfs: by TCG, with 384 MiB of memory.
+    /// A machine that boots this kernel with this initramfs: by TCG, with one processor and 384 MiB of memory.
     pub fn new(kernel: &Path, initramfs: &Path) -> Self {
         Self {
             kernel: kernel.to_owned(),
             initramfs: initramfs.to_owned(),
             accel: Accel::Tcg,
+            processors: 1,
             memory_mib: 384,
             kernel_arguments: KERNEL_ARGUMENTS.to_owned(),
             devices: Vec::new(),
@@ -43,6 +45,13 @@ impl Qemu {
     #[must_use]
     pub fn accel(mut self, accel: Accel) -> Self {
         self.accel = accel;
+        self
+    }
+
+    /// Sets how many processors it has. Without acceleration each is a thread.
+    #[must_use]
+    pub fn processors(mut self, processors: u8) -> Self {
+        self.processors = processors;
         self
     }
 
@@ -71,7 +80,7 @@ impl Qemu {
     /// Adds a network card.
     #[must_use]
     pub fn card(mut self, card: Card) -> Self {
-        let Card { tap, mac } = card;
+        let (tap, mac) = (card.tap, card.hardware_address());
         self.devices.extend([
             "-netdev".into(),
             format!("tap,id={tap},ifname={tap},script=no,downscript=no").into(),
@@ -117,11 +126,11 @@ impl Qemu {
     }
 
     fn arguments(&self) -> Vec<OsString> {
-        let memory = self.memory_mib.to_string();
+        let (processors, memory) = (self.processors.to_string(), self.memory_mib.to_string());
         let mut argv: Vec<OsString> = ["qemu-system-x86_64", "-machine", "q35"]
             .into_iter()
             .chain(self.accel.arguments())
-            .chain(["-smp", "1", "-m", &memory])
+            .chain(["-smp", &processors, "-m", &memory])
             .chain(["-nodefaults", "-no-user-config", "-display", "none"])
             .chain(["-serial", "stdio", "-device", "virtio-rng-pci"])
             .map(OsString::from)
@@ -145,7 +154,7 @@ mod tests {
             .disk(Path::new("a"))
             .read_only_disk(Path::new("b"))
             .card(Card::CONTROL)
-            .card(Card::LINK);
+            .card(Card::of_machine(10));
         let arguments = qemu.arguments();
         let of = |option: &str| -> Vec<&OsString> {
             let pairs = arguments.windows(2).filter(|pair| pair[0] == option);
@@ -165,7 +174,7 @@ mod tests {
                 "virtio-blk-pci,drive=disk0",
                 "virtio-blk-pci,drive=disk1",
                 "virtio-net-pci,netdev=control0,mac=02:00:00:00:00:02,romfile=",
-                "virtio-net-pci,netdev=tap0,mac=02:00:00:00:00:01,romfile=",
+                "virtio-net-pci,netdev=tap0,mac=02:00:00:00:01:0a,romfile=",
             ]
         );
         let command_line = of("-append")[0].to_string_lossy();

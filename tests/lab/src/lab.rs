@@ -177,6 +177,12 @@ impl Lab {
         Ok(capture)
     }
 
+    /// Copies the logs of all that was started to where what failures leave stays, and tells where that is; none when there
+    /// are no logs. A lab that ends by a panic does it by itself.
+    pub fn keep_logs(&self) -> Option<PathBuf> {
+        directory::keep_logs(&self.core.name, &self.core.dir)
+    }
+
     /// Leaves the lab running after this process has ended, processes started in it included.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
 //! Machines on a private network.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use warren_lab::{Allow, Bridge, Capture, ClearTextRules, Lab};
 
 use crate::machine::Machine;
-use crate::payload::Payload;
+use crate::payload::{self, Version};
 use crate::settings::Settings;
 use crate::{MARKER, Result};
 
@@ -28,52 +29,43 @@ pub struct Cluster {
     lab: Lab,
 }
 
-/// Starts machines, makes them nodes of a mesh that is up, and runs a test on them. When it fails, what the machines
-/// tell is kept beside the build's output.
-///
-/// # Panics
-///
-/// When the test fails, with its error and the place of the logs.
-pub fn with_cluster(
-    name: &str,
-    settings: Settings,
-    payloads: &[Payload],
-    test: impl FnOnce(&mut Cluster) -> Result,
-) {
-    let mut cluster = match Cluster::new(name, settings) {
-        Ok(cluster) => cluster,
-        Err(e) => panic!("{e:#}"),
-    };
-    let result = cluster.start(payloads).and_then(|()| test(&mut cluster));
-    if let Err(e) = result {
-        cluster.collect_logs();
-        // The lab keeps its logs when it ends by a panic.
-        panic!("{e:#}");
-    }
-}
-
 impl Cluster {
-    fn new(name: &str, settings: Settings) -> Result<Self> {
+    /// Starts machines and makes them nodes of a mesh that is up; node1 with the programs of this version, the others
+    /// with the current ones.
+    ///
+    /// # Errors
+    ///
+    /// With what did not come up. What the machines tell of it is kept beside the build's output.
+    pub fn start(name: &str, settings: Settings, first: Version) -> Result<Self> {
         let lab = Lab::new(name)?;
         let lan = lab.bridge("lan")?;
-        Ok(Self {
+        let mut cluster = Self {
             machines: Vec::new(),
             settings,
             lan,
             lab,
-        })
+        };
+        match cluster.bring_up(first) {
+            Ok(()) => Ok(cluster),
+            Err(e) => {
+                cluster.collect_logs();
+                Err(match cluster.keep_logs() {
+                    Some(dir) => e.context(format!("logs are kept in {}", dir.display())),
+                    None => e,
+                })
+            }
+        }
     }
 
-    /// `payloads` are those of node1, node2 and so on; the nodes beyond have the last one's, and the default if none.
-    fn start(&mut self, payloads: &[Payload]) -> Result {
+    fn bring_up(&mut self, first: Version) -> Result {
         let start = Instant::now();
+        let archive = self.lab.dir().join("payload.tar");
         for number in 1..=self.settings.machines {
             let host = self.lab.host(&format!("node{number}"))?;
+            if number == 1 {
+                payload::pack(&host, &archive, first == Version::Earlier)?;
+            }
             let link = self.lab.connect(host.end("eth0"), self.lan.port())?;
-            let index = usize::from(number - 1).min(payloads.len().saturating_sub(1));
-            let archive = host.dir().join("payload.tar");
-            let payload = payloads.get(index).cloned().unwrap_or_default();
-            payload.pack(&host, &archive)?;
             let mut machine = Machine::new(host, number, link, &self.settings, &archive)?;
             machine.power_on()?;
             self.machines.push(machine);
@@ -82,27 +74,57 @@ impl Cluster {
             machine.wait_up()?;
         }
         println!("machines up after {:.1?}", start.elapsed());
-        self.provision()?;
+        self.each(|machine| {
+            machine.unpack()?;
+            let version = if machine.number == 1 {
+                first
+            } else {
+                Version::Current
+            };
+            machine.provision(&self.settings, version)
+        })?;
+        println!("nodes made after {:.1?}", start.elapsed());
         self.wait_connected()?;
         println!("the mesh is up after {:.1?}", start.elapsed());
         Ok(())
     }
 
-    fn provision(&self) -> Result {
-        // At once: each waits most of the time.
+    /// Does something with all machines at once: each waits most of the time.
+    fn each(&self, what: impl Fn(&Machine) -> Result + Sync) -> Result {
         let results: Vec<Result> = std::thread::scope(|scope| {
             let started: Vec<_> = self
                 .machines
                 .iter()
-                .map(|machine| scope.spawn(|| machine.provision(&self.settings)))
+                .map(|machine| scope.spawn(|| what(machine)))
                 .collect();
-            let panicked = |_| anyhow::anyhow!("a thread that provisioned panicked");
+            let panicked = |_| anyhow::anyhow!("a thread with a machine of its own panicked");
             started
                 .into_iter()
                 .map(|thread| thread.join().map_err(panicked).flatten())
                 .collect()
         });
         results.into_iter().collect()
+    }
+
+    /// Makes the cluster what it was at the start, whatever a test has left: cables whole, machines on, no pods, the mesh
+    /// up.
+    ///
+    /// # Errors
+    ///
+    /// With what cannot be had.
+    pub fn tidy(&mut self) -> Result {
+        for machine in &mut self.machines {
+            machine.link.restore()?;
+            if !machine.is_on() {
+                machine.power_on()?;
+                machine.wait_up()?;
+            }
+        }
+        self.each(|machine| {
+            machine.sh("for pod in $(ls /run/netns 2>/dev/null); do pod del $pod; done")?;
+            Ok(())
+        })?;
+        self.wait_connected()
     }
 
     /// Machine `number`.
@@ -148,7 +170,8 @@ impl Cluster {
         Ok(self.lab.capture(&taps, rules)?)
     }
 
-    /// Waits until every node is protected, has its CNI configuration and a session with every other.
+    /// Waits until every node is protected, has its CNI configuration and a session with every other. A pair that has had
+    /// nothing to say is given something, for it has no session.
     ///
     /// # Errors
     ///
@@ -176,9 +199,14 @@ impl Cluster {
             return Some(format!("{name} is not protected: {status}"));
         }
         for other in self.machines.iter().filter(|o| o.number != machine.number) {
-            let peers = status["peers"].as_array().into_iter().flatten();
-            let up = |p: &serde_json::Value| p["node"] == *other.name() && p["state"] == "up";
-            if !peers.into_iter().any(up) {
+            let mut peers = status["peers"].as_array().into_iter().flatten();
+            let peer = peers.find(|peer| peer["node"] == *other.name());
+            let state = peer.map_or("", |peer| peer["state"].as_str().unwrap_or_default());
+            if state == "idle" {
+                let address = self.settings.tunnel_address(other.number);
+                let _ = machine.try_sh(&format!("ping -n -q -c 1 -W 5 {address}"));
+            }
+            if state != "up" {
                 let other = other.name();
                 return Some(format!("{name} has no session with {other}: {status}"));
             }
@@ -189,10 +217,16 @@ impl Cluster {
         }
     }
 
-    fn collect_logs(&self) {
+    /// Asks the machines what tells of a failure, as far as they still answer; it becomes part of the logs.
+    pub fn collect_logs(&self) {
         let dir = self.lab.dir().join("logs");
         for machine in &self.machines {
             machine.collect_logs(&dir);
         }
+    }
+
+    /// Copies the logs of all programs, consoles among them, to where they stay.
+    pub fn keep_logs(&self) -> Option<PathBuf> {
+        self.lab.keep_logs()
     }
 }

@@ -22,11 +22,11 @@ mod pod;
 mod settings;
 mod ssh;
 
-pub use cluster::{Cluster, with_cluster};
+pub use cluster::Cluster;
 pub use machine::Machine;
-pub use payload::Payload;
-pub use places::{earlier_version, require_machines};
-pub use pod::{Pod, ping_all};
+pub use payload::Version;
+pub use places::skip_reason;
+pub use pod::{Pod, ping, ping_all};
 pub use settings::{Family, Settings};
 
 /// A result whose error names what was done.

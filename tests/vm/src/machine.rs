@@ -9,7 +9,7 @@ use warren_guest::{Accel, Card, Qemu, wire};
 use warren_lab::{Host, Link, Output, Proc, poll_until};
 
 use crate::Result;
-use crate::payload::GUEST_DIR;
+use crate::payload::{GUEST_DIR, Version};
 use crate::places::prepared;
 use crate::settings::Settings;
 use crate::ssh::Ssh;
@@ -48,16 +48,19 @@ impl Machine {
         let accel = Accel::find(&host, &kernel, &initramfs)?;
         let disk = overlay(&host)?;
         let addresses = Settings::private_addresses(number);
+        let card = Card::of_machine(number);
         let qemu = Qemu::new(&kernel, &initramfs)
             .accel(accel)
+            .processors(settings.processors)
             .memory_mib(settings.memory_mib)
             .kernel_argument(&format!("vm.name={}", host.name()))
+            .kernel_argument(&format!("vm.card={}", card.hardware_address()))
             .kernel_argument(&format!("vm.addresses={addresses}"))
             .disk(&disk)
             .read_only_disk(payload)
             // As with Vagrant: the first card is the way in, the second the private network.
             .card(Card::CONTROL)
-            .card(Card::LINK);
+            .card(card);
         Ok(Self {
             number,
             link,
@@ -87,6 +90,11 @@ impl Machine {
     pub fn cut_power(&mut self) {
         self.process = None;
         self.ssh.disconnect();
+    }
+
+    /// Tells whether it is switched on.
+    pub fn is_on(&self) -> bool {
+        self.process.as_ref().is_some_and(Proc::is_running)
     }
 
     /// Waits until it has booted since it was switched on.
@@ -198,28 +206,35 @@ impl Machine {
         })
     }
 
-    /// Makes it a node of the mesh, as tests/vm/provision/mesh says. May be done again.
+    /// Gives it what the archive has for it.
+    pub(crate) fn unpack(&self) -> Result {
+        self.sh(&format!(
+            "mkdir -p {GUEST_DIR}; tar -xf /dev/vdb -C {GUEST_DIR}
+             install -m 755 {GUEST_DIR}/tools/* {GUEST_DIR}/guest/pod /usr/local/bin"
+        ))?;
+        Ok(())
+    }
+
+    /// Makes it a node of the mesh with these programs, as tests/vm/provision/mesh says. May be done again, with others.
     ///
     /// # Errors
     ///
     /// With all that the script printed.
-    pub(crate) fn provision(&self, settings: &Settings) -> Result {
+    pub fn provision(&self, settings: &Settings, version: Version) -> Result {
         let peers: Vec<String> = (1..=settings.machines)
             .filter(|number| *number != self.number)
             .map(|number| format!("node{number}={}", crate::settings::v4(number)))
             .collect();
         let key = std::fs::read(prepared("ssh/registry")).context("read the key")?;
-        self.sh(&format!(
-            "mkdir -p {GUEST_DIR}; tar -xf /dev/vdb -C {GUEST_DIR}"
-        ))?;
         self.write("/run/registry-key", &key)?;
         self.sh(&format!(
             "chmod 600 /run/registry-key
              export NODE_NAME='{name}' NODE_ADDRESSES='{addresses}' CLUSTER_CIDRS='{cluster}' POD_CIDRS='{pods}'
              export PEERS='{peers}'
-             {GUEST_DIR}/provision/mesh {GUEST_DIR}/programs /run/registry-key
-             install -m 755 {GUEST_DIR}/programs/lab-tool {GUEST_DIR}/programs/warren-churn {GUEST_DIR}/guest/pod \
-                 /usr/local/bin",
+             {GUEST_DIR}/provision/mesh {programs} /run/registry-key
+             # A test may pull the plug next.
+             sync",
+            programs = version.guest_dir(),
             name = self.name(),
             addresses = settings.node_addresses(self.number),
             cluster = settings.cluster_cidrs(),
@@ -255,7 +270,7 @@ impl Machine {
     }
 
     fn wait_boots(&mut self, boots: usize) -> Result {
-        let gone = || !self.process.as_ref().is_some_and(Proc::is_running);
+        let gone = || !self.is_on();
         poll_until(BOOT, "a machine's boot", || self.boots() >= boots || gone())
             .with_context(|| self.describe())?;
         if gone() {

@@ -60,6 +60,15 @@ impl Pod {
 ///
 /// Naming the pairs that did not.
 pub fn ping_all(cluster: &Cluster, pods: &[Pod]) -> Result<usize> {
+    ping(cluster, pods, pods)
+}
+
+/// As [`ping_all`], but only from some pods to others.
+///
+/// # Errors
+///
+/// As [`ping_all`].
+pub fn ping(cluster: &Cluster, sources: &[Pod], targets: &[Pod]) -> Result<usize> {
     let mut pairs = 0;
     for machine in &cluster.machines {
         // At once, for most of the time is waiting. The interval is also what `ping` waits for the last answer once one
@@ -67,8 +76,8 @@ pub fn ping_all(cluster: &Cluster, pods: &[Pod]) -> Result<usize> {
         let mut script = String::from(
             "probe() { ip netns exec $1 ping -n -q -c 2 -i 2 -W 10 $3 | grep -q ' 2 received' || echo \"$1 $2 $3\"; }\n",
         );
-        for from in pods.iter().filter(|p| p.node == machine.number) {
-            for to in pods.iter().filter(|p| *p != from) {
+        for from in sources.iter().filter(|p| p.node == machine.number) {
+            for to in targets.iter().filter(|p| *p != from) {
                 for address in &to.addresses {
                     pairs += 1;
                     let _ = writeln!(script, "probe {} {} {address} &", from.name, to.name);

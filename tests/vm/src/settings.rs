@@ -38,6 +38,8 @@ impl Family {
 pub struct Settings {
     /// How many there are, 1 to 7.
     pub machines: u8,
+    /// The processors of each.
+    pub processors: u8,
     /// The memory of each in MiB.
     pub memory_mib: u32,
     /// The families of the mesh.
@@ -45,14 +47,20 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// So many machines, and of the environment: `WARREN_VM_MEMORY` in MiB (512), `WARREN_VM_FAMILY` (`v4`, `v6`,
-    /// `dual`; `dual`).
+    /// So many machines, and of the environment: `WARREN_VM_PROCESSORS` (1), `WARREN_VM_MEMORY` in MiB (512),
+    /// `WARREN_VM_FAMILY` (`v4`, `v6`, `dual`; `dual`).
     ///
     /// # Errors
     ///
     /// Naming the variable and what it may be.
     pub fn new(machines: u8) -> Result<Self> {
         let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+        let processors = match variable("WARREN_VM_PROCESSORS") {
+            None => 1,
+            Some(text) => text
+                .parse()
+                .with_context(|| format!("WARREN_VM_PROCESSORS={text}: it is a number"))?,
+        };
         let memory_mib = match variable("WARREN_VM_MEMORY") {
             None => 512,
             Some(text) => text
@@ -67,6 +75,7 @@ impl Settings {
         };
         Ok(Self {
             machines,
+            processors,
             memory_mib,
             family,
         })
@@ -83,6 +92,14 @@ impl Settings {
             &format!("10.244.{}.0/19", u32::from(number) * 32),
             &format!("fd00:244:0:{number:x}::/64"),
         )
+    }
+
+    /// The address of node `number` itself in its first pod range.
+    pub(crate) fn tunnel_address(&self, number: u8) -> String {
+        match self.family {
+            Family::V6 => format!("fd00:244:0:{number:x}::1"),
+            Family::V4 | Family::Dual => format!("10.244.{}.1", u32::from(number) * 32),
+        }
     }
 
     /// The addresses by which the others reach node `number`, preferred first.
@@ -114,6 +131,7 @@ mod tests {
     fn a_mesh_of_one_family_has_only_its_addresses() {
         let of = |family| Settings {
             machines: 3,
+            processors: 1,
             memory_mib: 512,
             family,
         };

@@ -2,8 +2,10 @@
 //!
 //!   warren-churn CONFLIST PLUGIN RATE
 //!
-//! RATE is ADDs and DELs a second together. Each second a line tells how many there were: `{"calls": 100, "failed": 0}`,
-//! with the first failure's answer if there was one.
+//! RATE is ADDs and DELs a second together. About each second a line tells how many there were in how many seconds, and
+//! of all so far how many failed, with the first failure's answer if there was one:
+//!
+//!   {"calls": 100, "seconds": 1.0, "failed": 0, "failure": null}
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -46,6 +48,8 @@ struct Churn {
     /// When the next call is due, and the number of the next pod.
     next: Mutex<(Instant, u64)>,
     pods: Mutex<VecDeque<(String, Pod)>>,
+    /// Namespaces without a pod. To make one costs a slow machine as much as an ADD.
+    spare: Mutex<Vec<Pod>>,
     calls: AtomicU64,
     failed: AtomicU64,
     failure: Mutex<Option<String>>,
@@ -58,6 +62,7 @@ impl Churn {
             interval,
             next: Mutex::new((Instant::now(), 0)),
             pods: Mutex::default(),
+            spare: Mutex::default(),
             calls: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             failure: Mutex::default(),
@@ -80,10 +85,14 @@ impl Churn {
     }
 
     fn tell(&self) -> Result<()> {
+        let mut since = Instant::now();
         loop {
             std::thread::sleep(Duration::from_secs(1));
+            let seconds = since.elapsed().as_secs_f64();
+            since = Instant::now();
             let line = json!({
                 "calls": self.calls.swap(0, Ordering::Relaxed),
+                "seconds": seconds,
                 "failed": self.failed.load(Ordering::Relaxed),
                 "failure": *lock(&self.failure),
             });
@@ -109,9 +118,15 @@ impl Churn {
             (pods.len() >= PODS).then(|| pods.pop_front()).flatten()
         };
         let outcome = match oldest {
-            Some((name, pod)) => self.plugin.call("DEL", &name, Some(&pod.path()))?,
+            Some((name, pod)) => {
+                let outcome = self.plugin.call("DEL", &name, Some(&pod.path()))?;
+                lock(&self.spare).push(pod);
+                outcome
+            }
             None => {
-                let (name, pod) = (format!("churn{number}"), Pod::new()?);
+                let spare = lock(&self.spare).pop();
+                let pod = spare.map_or_else(Pod::new, Ok)?;
+                let name = format!("churn{number}");
                 let outcome = self.plugin.call("ADD", &name, Some(&pod.path()))?;
                 if outcome.status.success() {
                     lock(&self.pods).push_back((name, pod));
