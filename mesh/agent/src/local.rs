@@ -174,8 +174,8 @@ pub fn refused_by_peers(config: &Config, own_view: &NodeView) -> Option<String> 
 pub fn clashes_with_peers(reject: &NodeReject) -> String {
     let cure = match reject {
         NodeReject::DuplicateKey { .. } => {
-            "; was a disk or a machine cloned? This node stays without peers. Stop warren-tunnel, \
-             remove its private.key, and start it again"
+            "; was a disk or a machine cloned? This node stays without peers. Stop warren-tunnel \
+             (with data-plane kernel: warren-agent), remove its private.key, and start it again"
         }
         NodeReject::PodCidrOverlap { .. } => "; give this node podCIDRs of its own",
         NodeReject::EndpointConflict { .. } => "; give this node an endpoint of its own",
