@@ -7,6 +7,7 @@ use std::path::Path;
 use ipnet::IpNet;
 use warren_core::consts::annotation;
 use warren_core::node::{parse_addresses, parse_pod_cidrs};
+use warren_core::status::DataPlaneKind;
 use warren_core::{Endpoints, LocalNode, NodeRecord, NodeReject, NodeUid, NodeView};
 use warren_keyring::PublicKey;
 
@@ -124,6 +125,7 @@ impl Identity {
         &self,
         config: &Config,
         public_key: PublicKey,
+        data_plane: DataPlaneKind,
         own_view: Option<&NodeView>,
     ) -> LocalNode {
         let forced = own_view.and_then(|view| view.annotations.get(annotation::FORCE_ENDPOINT));
@@ -136,17 +138,24 @@ impl Identity {
             addresses: self.addresses.clone(),
             endpoints: forced.unwrap_or_else(|| self.endpoints.clone()),
             underlay_mtu_bytes: self.underlay_mtu_bytes,
+            data_plane,
         }
     }
 
     /// What is published.
-    pub fn own_record(&self, config: &Config, public_key: PublicKey) -> OwnRecord {
+    pub fn own_record(
+        &self,
+        config: &Config,
+        public_key: PublicKey,
+        data_plane: DataPlaneKind,
+    ) -> OwnRecord {
         OwnRecord {
             name: config.node_name.clone(),
             uid: self.uid.clone(),
             public_key,
             endpoints: self.endpoints.clone(),
             underlay_mtu_bytes: self.underlay_mtu_bytes,
+            data_plane,
             pod_cidrs: self.pod_cidrs.clone(),
             addresses: self.addresses.clone(),
         }
@@ -165,8 +174,8 @@ pub fn refused_by_peers(config: &Config, own_view: &NodeView) -> Option<String> 
 pub fn clashes_with_peers(reject: &NodeReject) -> String {
     let cure = match reject {
         NodeReject::DuplicateKey { .. } => {
-            "; was a disk or a machine cloned? This node stays without peers. Stop warren-tunnel, \
-             remove its private.key, and start it again"
+            "; was a disk or a machine cloned? This node stays without peers. Stop warren-tunnel \
+             (with data-plane kernel: warren-agent), remove its private.key, and start it again"
         }
         NodeReject::PodCidrOverlap { .. } => "; give this node podCIDRs of its own",
         NodeReject::EndpointConflict { .. } => "; give this node an endpoint of its own",

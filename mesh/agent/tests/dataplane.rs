@@ -135,6 +135,7 @@ fn add(public_key: PublicKey, allowed_ips: BTreeSet<IpNet>) -> Change {
             endpoint,
             allowed_ips,
             persistent_keepalive: 25,
+            path_probes: true,
         },
     }
 }
@@ -145,6 +146,7 @@ fn observed() -> ObservedPeer {
         applied_endpoint: None,
         allowed_ips: BTreeSet::new(),
         persistent_keepalive: 0,
+        path_probes: true,
     }
 }
 
@@ -177,6 +179,7 @@ async fn a_batch_is_one_request_and_a_prefix_moves_inside_it() {
     let delta = PeerDelta {
         endpoint: Some("192.0.2.9:1".parse().unwrap()),
         persistent_keepalive: Some(0),
+        path_probes: Some(false),
         add_allowed_ips: nets(["10.244.4.0/24"]),
         remove_allowed_ips: nets(["10.244.3.0/24"]),
     };
@@ -210,7 +213,7 @@ async fn a_batch_is_one_request_and_a_prefix_moves_inside_it() {
     assert_eq!(peers[&kept].allowed_ips, ["10.244.4.0/24".parse().unwrap()]);
     assert_eq!(peers[&kept].endpoint, Some("192.0.2.9:1".parse().unwrap()));
     assert_eq!(peers[&kept].persistent_keepalive, 0);
-    assert!(peers.values().all(|peer| peer.path_probes));
+    assert!(peers[&new].path_probes && !peers[&kept].path_probes);
 
     let server = fixture.server.lock().unwrap();
     assert_eq!(server.requests.len(), 2, "one request a batch");

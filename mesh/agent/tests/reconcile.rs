@@ -158,6 +158,7 @@ impl Shared {
                 endpoint: peer.endpoint,
                 allowed_ips: peer.allowed_ips.iter().copied().collect(),
                 persistent_keepalive: peer.persistent_keepalive,
+                path_probes: peer.path_probes,
                 ..Peer::new(*key)
             })
             .collect();

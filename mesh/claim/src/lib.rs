@@ -27,6 +27,9 @@ pub use file::{LockFile, LockFileError};
 /// The claim of the one agent of a network namespace.
 pub const AGENT: &str = "agent";
 
+/// What an agent says of itself that holds the claim of a tunnel, for it drives the kernel's WireGuard.
+pub const AGENT_AS_TUNNEL: &str = "warren-agent with data-plane kernel";
+
 /// How often a claim whose holder is just ending is tried.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(20);

@@ -24,6 +24,7 @@ pub mod args;
 pub mod doctor;
 mod environment;
 pub mod install_cni;
+mod kernel_device;
 pub mod pods;
 pub mod show;
 pub mod socket;

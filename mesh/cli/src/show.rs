@@ -17,8 +17,37 @@ use crate::args::{Field, ShowArgs};
 use crate::sources::Sources;
 use crate::{Environment, Outcome};
 
+/// A device as it is shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShownDevice {
+    /// What it tells.
+    pub device: Device,
+    /// Its key, where the private half is not told: the kernel's stays in the kernel.
+    pub hidden_key: Option<PublicKey>,
+}
+
+impl From<Device> for ShownDevice {
+    fn from(device: Device) -> Self {
+        Self {
+            device,
+            hidden_key: None,
+        }
+    }
+}
+
+impl ShownDevice {
+    /// The device's key, if it has one.
+    pub fn public_key(&self) -> Option<PublicKey> {
+        let private_key = self.device.private_key.as_ref();
+        private_key.map(|key| key.public_key()).or(self.hidden_key)
+    }
+}
+
+/// What stands in the place of a secret key.
+pub(crate) const HIDDEN: &str = "(hidden)";
+
 /// A device and the name of its interface.
-pub type NamedDevice = (String, Device);
+pub type NamedDevice = (String, ShownDevice);
 
 /// The nodes' names by their keys.
 pub type NodeNames = BTreeMap<PublicKey, String>;
@@ -96,7 +125,8 @@ fn show_all(
     }
     if devices.is_empty() && outcome.stderr.is_empty() && field.is_none() && !as_json {
         outcome.complain(&format!(
-            "no interface has a socket in {}; is warren-tunnel running?",
+            "no interface has a socket in {}, nor is it one of the kernel's WireGuard; is warren-tunnel \
+             running?",
             sources.uapi_dir().display()
         ));
     } else if devices.is_empty() && !outcome.stderr.is_empty() {

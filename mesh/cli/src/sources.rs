@@ -11,9 +11,12 @@ use warren_core::consts;
 use warren_core::status::AgentStatus;
 use warren_core::uapi::{self, Device, UapiError};
 use warren_keyring::PublicKey;
+use warren_netlink::NetlinkError;
 use zeroize::Zeroizing;
 
 use crate::args::Directories;
+use crate::kernel_device;
+use crate::show::ShownDevice;
 use crate::socket::{End, SocketError, ask};
 
 /// Why a source could not be read.
@@ -33,6 +36,17 @@ pub enum SourceError {
         /// The name that was given.
         name: String,
     },
+    /// The interface is the kernel's, which told nothing of it.
+    #[error("read interface {name}: {source}; run this as root")]
+    Kernel {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: NetlinkError,
+    },
+    /// The kernel does not list its links.
+    #[error("list the kernel's interfaces: {0}")]
+    Links(#[source] NetlinkError),
     /// The interface's socket gave no answer.
     #[error("read interface {name}: {source}")]
     Interface {
@@ -72,12 +86,13 @@ impl Sources {
         Self { directories }
     }
 
-    /// Returns the names of the interfaces that have a living socket, sorted.
+    /// Returns the names of the interfaces that have a living socket or are the kernel's, sorted.
     ///
-    /// A directory that does not exist has none.
+    /// A directory that does not exist has none. Where another directory than the usual is given, it is
+    /// read alone.
     ///
     /// # Errors
-    /// [`SourceError::List`].
+    /// [`SourceError::List`], [`SourceError::Links`].
     pub fn interfaces(&self) -> Result<Vec<String>, SourceError> {
         let path = &self.directories.uapi_dir;
         let failed = |source| SourceError::List {
@@ -85,12 +100,15 @@ impl Sources {
             source,
         };
         let entries = match std::fs::read_dir(path) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Ok(entries) => Some(entries),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(failed(error)),
         };
-        let mut names = Vec::new();
-        for entry in entries {
+        let mut names = match self.has_kernel() {
+            true => kernel_device::names().map_err(SourceError::Links)?,
+            false => Vec::new(),
+        };
+        for entry in entries.into_iter().flatten() {
             let file = entry.map_err(failed)?.file_name();
             let name = file.to_str().and_then(|file| file.strip_suffix(SUFFIX));
             if let Some(name) = name.filter(|name| is_name(name) && self.may_answer(name)) {
@@ -98,17 +116,25 @@ impl Sources {
             }
         }
         names.sort();
+        names.dedup();
         Ok(names)
     }
 
-    /// Asks for the state of an interface.
+    /// Asks for the state of an interface: by its socket, else the kernel.
     ///
     /// # Errors
-    /// [`SourceError::InterfaceName`], [`SourceError::Interface`], [`SourceError::Device`].
-    pub fn device(&self, name: &str) -> Result<Device, SourceError> {
+    /// [`SourceError::InterfaceName`], [`SourceError::Interface`], [`SourceError::Device`],
+    /// [`SourceError::Kernel`].
+    pub fn device(&self, name: &str) -> Result<ShownDevice, SourceError> {
         if !is_name(name) {
             return Err(SourceError::InterfaceName {
                 name: name.to_owned(),
+            });
+        }
+        if !self.may_answer(name) && self.has_kernel() && kernel_device::exists(name) {
+            return kernel_device::read(name).map_err(|source| SourceError::Kernel {
+                name: name.to_owned(),
+                source,
             });
         }
         let answer =
@@ -118,10 +144,16 @@ impl Sources {
                     source,
                 }
             })?;
-        Device::parse(&answer).map_err(|source| SourceError::Device {
+        let device = Device::parse(&answer).map_err(|source| SourceError::Device {
             name: name.to_owned(),
             source,
-        })
+        })?;
+        Ok(device.into())
+    }
+
+    /// Whether the kernel is asked too, as `wg` does.
+    fn has_kernel(&self) -> bool {
+        self.directories.uapi_dir == std::path::Path::new(consts::UAPI_DIR)
     }
 
     /// Asks for the agent's status; returns its text too.

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use common::{NOW, PLAIN, Sockets, bare_peer, full_device, good_status, public_key};
 use warren_cli::Environment;
 use warren_cli::args::Field;
-use warren_cli::show::{NodeNames, fields, human};
+use warren_cli::show::{NodeNames, ShownDevice, fields, human, json};
 use warren_cli::text::{self, Style};
 use warren_core::uapi::Device;
 
@@ -19,7 +19,7 @@ const COLOURED: Environment = Environment {
 
 #[test]
 fn empty_device_is_its_name_alone() {
-    let text = human("wg0", &Device::default(), &NodeNames::new(), &PLAIN);
+    let text = human("wg0", &ShownDevice::default(), &NodeNames::new(), &PLAIN);
     assert_eq!(text, "interface: wg0\n");
 }
 
@@ -27,7 +27,7 @@ fn empty_device_is_its_name_alone() {
 fn peers_stand_newest_handshake_first_and_zero_fields_are_left_out() {
     let names = NodeNames::from([(public_key(0x22), "node2".to_owned())]);
     assert_eq!(
-        human("warren0", &full_device(), &names, &PLAIN),
+        human("warren0", &full_device().into(), &names, &PLAIN),
         "interface: warren0
   public key: OKtmS9hvd9fma92a4HkpE6lP2LM6EmACfktGwfSITGc=
   private key: (hidden)
@@ -60,7 +60,7 @@ fn peers_of_one_time_keep_the_devices_order() {
         peers: vec![bare_peer(0x22), bare_peer(0x11)],
         ..Device::default()
     };
-    let text = human("wg0", &device, &NodeNames::new(), &PLAIN);
+    let text = human("wg0", &device.into(), &NodeNames::new(), &PLAIN);
     assert!(text.find("IiIi").unwrap() < text.find("ERER").unwrap());
 }
 
@@ -70,7 +70,7 @@ fn secret_keys_are_shown_to_who_asks_for_it() {
         hide_keys: false,
         ..PLAIN
     };
-    let text = human("wg0", &full_device(), &NodeNames::new(), &shown);
+    let text = human("wg0", &full_device().into(), &NodeNames::new(), &shown);
     assert!(text.contains("  private key: UFVVVVVVVVVVVVVVVVVVVVVVVVVVVVVVVVVVVVVVVVU=\n"));
     assert!(text.contains("  preshared key: REREREREREREREREREREREREREREREREREREREREREQ=\n"));
 }
@@ -85,7 +85,7 @@ fn colours_are_those_of_wg() {
         ..Device::default()
     };
     assert_eq!(
-        human("wg0", &device, &NodeNames::new(), &COLOURED),
+        human("wg0", &device.into(), &NodeNames::new(), &COLOURED),
         "\x1b[0m\x1b[32m\x1b[1minterface\x1b[0m: \x1b[32mwg0\x1b[0m\n  \
          \x1b[1mlistening port\x1b[0m: 1\n\n\
          \x1b[33m\x1b[1mpeer\x1b[0m: \x1b[33mERERERERERERERERERERERERERERERERERERERERERE=\x1b[0m\n  \
@@ -95,7 +95,7 @@ fn colours_are_those_of_wg() {
 
 #[test]
 fn every_field_has_the_form_for_scripts() {
-    let device = full_device();
+    let device = ShownDevice::from(full_device());
     let (a, b, c) = (
         "ERERERERERERERERERERERERERERERERERERERERERE=",
         "IiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiI=",
@@ -160,7 +160,7 @@ fn every_field_has_the_form_for_scripts() {
 
 #[test]
 fn empty_device_has_none_and_off_in_the_forms_for_scripts() {
-    let device = Device::default();
+    let device = ShownDevice::default();
     let expected = [
         (Field::Dump, "(none)\t(none)\t0\toff\n"),
         (Field::PublicKey, "(none)\n"),
@@ -172,6 +172,47 @@ fn empty_device_has_none_and_off_in_the_forms_for_scripts() {
     ];
     for (field, text) in expected {
         assert_eq!(fields("wg0", &device, field, false), text, "{field:?}");
+    }
+}
+
+/// The kernel's device: its private key is not told, its public key is.
+#[test]
+fn a_key_that_is_not_told_is_hidden_in_every_form_and_its_public_half_is_shown() {
+    let device = ShownDevice {
+        device: Device {
+            listen_port: 51871,
+            ..Device::default()
+        },
+        hidden_key: Some(public_key(0x22)),
+    };
+    let public = "IiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiI=";
+    let shown = Environment {
+        hide_keys: false,
+        ..PLAIN
+    };
+    for environment in [PLAIN, shown] {
+        let text = human("warren0", &device, &NodeNames::new(), &environment);
+        assert_eq!(
+            text,
+            format!(
+                "interface: warren0\n  public key: {public}\n  private key: (hidden)\n  listening port: 51871\n"
+            )
+        );
+        let named = [("warren0".to_owned(), device.clone())];
+        let text = json(&named, &NodeNames::new(), &environment);
+        assert!(
+            text.contains(&format!("\"publicKey\": \"{public}\"")),
+            "{text}"
+        );
+        assert!(text.contains("\"privateKey\": \"(hidden)\""), "{text}");
+    }
+    let expected = [
+        (Field::Dump, format!("(hidden)\t{public}\t51871\toff\n")),
+        (Field::PublicKey, format!("{public}\n")),
+        (Field::PrivateKey, "(hidden)\n".to_owned()),
+    ];
+    for (field, text) in expected {
+        assert_eq!(fields("warren0", &device, field, false), text, "{field:?}");
     }
 }
 
@@ -275,7 +316,7 @@ fn all_interfaces_stand_by_name_with_the_agents_names() {
 #[test]
 fn hostile_names_cannot_steer_the_terminal() {
     let names = NodeNames::from([(public_key(0x22), "no\x1b[2Jde\u{202e}\u{9b}".to_owned())]);
-    let text = human("wg0", &full_device(), &names, &PLAIN);
+    let text = human("wg0", &full_device().into(), &names, &PLAIN);
     assert!(
         text.contains("  (no\\u{1b}[2Jde\\u{202e}\\u{9b})\n"),
         "{text}"

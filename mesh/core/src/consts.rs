@@ -80,6 +80,9 @@ pub mod annotation {
     pub const FORCE_ENDPOINT: &str = "warren.network/force-endpoint";
     /// The MTU of the node's underlay in bytes.
     pub const MTU: &str = "warren.network/mtu";
+    /// Who encrypts on the node, where that is not `warren-tunnel`: `kernel`. What is neither this nor
+    /// `userspace` is taken for a data plane that knows nothing but WireGuard.
+    pub const DATA_PLANE: &str = "warren.network/data-plane";
     /// The longest accepted value of any of them, in bytes.
     pub const MAX_LEN: usize = 1024;
 }

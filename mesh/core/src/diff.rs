@@ -160,9 +160,11 @@ fn diff_peers(
         let stale = old.allowed_ips.difference(&new.allowed_ips).copied();
         let endpoint_changed = old.applied_endpoint != Some(new.endpoint);
         let keepalive_changed = old.persistent_keepalive != new.persistent_keepalive;
+        let probes_changed = old.path_probes != new.path_probes;
         let delta = PeerDelta {
             endpoint: endpoint_changed.then_some(new.endpoint),
             persistent_keepalive: keepalive_changed.then_some(new.persistent_keepalive),
+            path_probes: probes_changed.then_some(new.path_probes),
             add_allowed_ips: new
                 .allowed_ips
                 .difference(&old.allowed_ips)

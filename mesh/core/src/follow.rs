@@ -48,6 +48,7 @@ impl PlanPart {
                 applied_endpoint: applied.get(key).copied(),
                 allowed_ips: peer.allowed_ips.clone(),
                 persistent_keepalive: peer.persistent_keepalive,
+                path_probes: peer.path_probes,
             };
             (*key, observed)
         };

@@ -13,12 +13,13 @@ pub const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 /// The type of the addresses that count.
 const INTERNAL_IP: &str = "InternalIP";
 /// The annotations that count.
-const ANNOTATIONS: [&str; 5] = [
+const ANNOTATIONS: [&str; 6] = [
     annotation::PUBLIC_KEY,
     annotation::NEXT_PUBLIC_KEY,
     annotation::ENDPOINT,
     annotation::FORCE_ENDPOINT,
     annotation::MTU,
+    annotation::DATA_PLANE,
 ];
 
 /// A Node, as the API server sends it.

@@ -12,6 +12,7 @@ use warren_keyring::PublicKey;
 use crate::consts::annotation;
 use crate::endpoint::{EndpointError, Endpoints};
 use crate::reject::NodeReject;
+use crate::status::DataPlaneKind;
 
 /// The longest node name: a DNS subdomain (RFC 1123, as Kubernetes limits names).
 const MAX_NAME_LEN: usize = 253;
@@ -131,6 +132,14 @@ pub struct NodeRecord {
     pub endpoints: Endpoints,
     /// The MTU of the node's underlay in bytes, 576 to 65535, if it published one.
     pub mtu: Option<u32>,
+    /// Whether the node's data plane answers questions about the path: `warren-tunnel` does.
+    #[serde(default = "knows_probes")]
+    pub path_probes: bool,
+}
+
+/// As of records that were saved before nodes told of their data plane.
+fn knows_probes() -> bool {
+    true
 }
 
 impl NodeRecord {
@@ -182,6 +191,8 @@ impl NodeRecord {
                 }),
             })
             .transpose()?;
+        let data_plane = text(annotation::DATA_PLANE)?;
+        let path_probes = data_plane.is_none_or(|v| v == DataPlaneKind::Userspace.as_str());
         Ok(Self {
             name,
             uid: view.uid.clone(),
@@ -191,6 +202,7 @@ impl NodeRecord {
             addresses,
             endpoints,
             mtu,
+            path_probes,
         })
     }
 }

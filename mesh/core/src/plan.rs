@@ -17,6 +17,7 @@ use crate::mtu::inner_mtu;
 use crate::node::{MeshRanges, NodeName, NodeRecord, NodeUid, NodeView};
 use crate::reject::{NodeNotice, NodeReject};
 use crate::state::{DesiredPeer, DesiredState, FilterSpec, Packets, RouteKey, RouteTarget, Rule};
+use crate::status::DataPlaneKind;
 
 /// What every node of the mesh is set up with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +90,8 @@ pub struct LocalNode {
     pub endpoints: Endpoints,
     /// The MTU of its underlay in bytes, where no route says otherwise.
     pub underlay_mtu_bytes: u32,
+    /// Who encrypts here.
+    pub data_plane: DataPlaneKind,
 }
 
 impl LocalNode {
@@ -103,6 +106,7 @@ impl LocalNode {
             addresses: self.addresses.clone(),
             endpoints: self.endpoints.clone(),
             mtu: Some(self.underlay_mtu_bytes),
+            path_probes: self.data_plane.knows_path_probes(),
         }
     }
 }
@@ -448,6 +452,7 @@ pub(crate) fn add_node(
         endpoint: node.endpoint,
         allowed_ips,
         persistent_keepalive: settings.persistent_keepalive,
+        path_probes: local.data_plane.knows_path_probes() && node.record.path_probes,
     };
     out.peers.insert(node.record.public_key, peer);
 }

@@ -103,6 +103,8 @@ pub struct DesiredPeer {
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds between keepalives, 0 for none.
     pub persistent_keepalive: u16,
+    /// Whether it may be asked how large packets to it may be.
+    pub path_probes: bool,
 }
 
 /// A WireGuard peer as the tunnel reports it.
@@ -119,6 +121,8 @@ pub struct ObservedPeer {
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds between keepalives, 0 for none.
     pub persistent_keepalive: u16,
+    /// Whether it may be asked how large packets to it may be.
+    pub path_probes: bool,
 }
 
 /// This node's network as it should be.
@@ -171,6 +175,8 @@ pub struct PeerDelta {
     pub endpoint: Option<SocketAddr>,
     /// The new keepalive in seconds.
     pub persistent_keepalive: Option<u16>,
+    /// Whether it may now be asked how large packets to it may be.
+    pub path_probes: Option<bool>,
     /// Prefixes that it gains; one that another peer holds moves without a gap.
     pub add_allowed_ips: BTreeSet<IpNet>,
     /// Prefixes that nobody shall have any more.
@@ -282,6 +288,7 @@ impl ObservedState {
                     applied_endpoint: Some(new.endpoint),
                     allowed_ips: new.allowed_ips.clone(),
                     persistent_keepalive: new.persistent_keepalive,
+                    path_probes: new.path_probes,
                 };
                 self.peers.get_or_insert_default().insert(*public_key, peer);
             }
@@ -306,6 +313,7 @@ impl ObservedState {
         if let Some(seconds) = delta.persistent_keepalive {
             peer.persistent_keepalive = seconds;
         }
+        peer.path_probes = delta.path_probes.unwrap_or(peer.path_probes);
         peer.allowed_ips
             .extend(delta.add_allowed_ips.iter().copied());
         peer.allowed_ips

@@ -78,6 +78,12 @@ impl DataPlaneKind {
     /// All there are.
     pub const ALL: [Self; 2] = [Self::Userspace, Self::Kernel];
 
+    /// Whether it asks peers how large packets may be, and answers them: the kernel's drops what is no
+    /// IP packet.
+    pub fn knows_path_probes(self) -> bool {
+        self == Self::Userspace
+    }
+
     /// Its word in configurations, in the status and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -98,6 +98,7 @@ fn any_desired() -> impl Strategy<Value = DesiredState> {
                                 endpoint,
                                 allowed_ips,
                                 persistent_keepalive: port,
+                                path_probes: port.is_multiple_of(2),
                             },
                         )
                     })
@@ -137,6 +138,7 @@ fn any_observed() -> impl Strategy<Value = ObservedState> {
                             applied_endpoint: applied.map(endpoint),
                             allowed_ips: p.allowed_ips,
                             persistent_keepalive: p.persistent_keepalive,
+                            path_probes: p.path_probes,
                         };
                         (k, peer)
                     })
@@ -331,6 +333,7 @@ fn a_roamed_endpoint_is_left_alone() {
                 endpoint: published,
                 allowed_ips: BTreeSet::new(),
                 persistent_keepalive: 0,
+                path_probes: true,
             },
         )]),
         ..DesiredState::default()
@@ -344,11 +347,38 @@ fn a_roamed_endpoint_is_left_alone() {
                 applied_endpoint: Some(published),
                 allowed_ips: BTreeSet::new(),
                 persistent_keepalive: 0,
+                path_probes: true,
             },
         )])),
         ..ObservedState::default()
     };
     assert_eq!(diff(&observed, &desired, Removals::Allowed), vec![]);
+}
+
+#[test]
+fn a_peer_that_came_to_know_nothing_of_probes_is_asked_no_more() {
+    let desired = |path_probes| DesiredPeer {
+        endpoint: endpoint(1),
+        allowed_ips: BTreeSet::new(),
+        persistent_keepalive: 0,
+        path_probes,
+    };
+    let state = |path_probes| DesiredState {
+        peers: BTreeMap::from([(key(2), desired(path_probes))]),
+        ..DesiredState::default()
+    };
+    let mut observed = ObservedState {
+        peers: Some(BTreeMap::new()),
+        ..ObservedState::default()
+    };
+    for path_probes in [true, false, true] {
+        let changes = diff(&observed, &state(path_probes), Removals::Allowed);
+        changes.iter().for_each(|change| observed.apply(change));
+        let told = &observed.peers.as_ref().unwrap()[&key(2)];
+        assert_eq!(told.path_probes, path_probes, "{changes:?}");
+        let again = diff(&observed, &state(path_probes), Removals::Allowed);
+        assert_eq!(again, vec![]);
+    }
 }
 
 #[test]
@@ -372,6 +402,7 @@ fn a_silent_tunnel_and_a_missing_interface_get_nothing() {
                 endpoint: endpoint(1),
                 allowed_ips: BTreeSet::new(),
                 persistent_keepalive: 0,
+                path_probes: true,
             },
         )]),
         ..DesiredState::default()

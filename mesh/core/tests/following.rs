@@ -175,6 +175,12 @@ fn a_node_that_joins_changes_and_leaves_is_followed() {
         matches!(changes[..], [Change::UpdatePeer { .. }]),
         "{changes:?}"
     );
+    let in_kernel = annotated(moved.clone(), annotation::DATA_PLANE, "kernel");
+    pair.tell(&RegistryEvent::Applied(in_kernel));
+    let given = pair.given();
+    let changes = pair.poll().unwrap().changes(&given);
+    let silenced = |change: &Change| matches!(change, Change::UpdatePeer { delta, .. } if delta.path_probes == Some(false));
+    assert!(changes.len() == 1 && silenced(&changes[0]), "{changes:?}");
     pair.tell(&gone(&moved));
     let given = pair.given();
     let changes = pair.poll().unwrap().changes(&given);
@@ -252,6 +258,7 @@ fn any_step() -> impl Strategy<Value = Step> {
             }
             8 => v.pod_cidrs.clear(),
             9 => v.addresses = vec![format!("2001:db8::{m:x}")],
+            10 => v = annotated(v, annotation::DATA_PLANE, "kernel"),
             _ => {}
         }
         Step::Applied(v)

@@ -12,9 +12,10 @@ use warren_core::consts::{MAIN_TABLE, NODE_TABLE, TUNNEL_METRIC, UNREACHABLE_MET
 use warren_core::files::SavedView;
 use warren_core::node::NodeView;
 use warren_core::state::{Packets, RouteKey, RouteTarget};
+use warren_core::status::DataPlaneKind;
 use warren_core::{
-    NodeName, NodeRecord, NodeReject, NodeUid, Plan, PlanInput, Planner, RegistryEvent, Removals,
-    plan,
+    LocalNode, NodeName, NodeRecord, NodeReject, NodeUid, Plan, PlanInput, Planner, RegistryEvent,
+    Removals, plan,
 };
 
 fn plan_of(list: &[NodeView], incumbents: &BTreeMap<NodeName, NodeRecord>) -> Plan {
@@ -489,6 +490,51 @@ fn a_slip_in_an_annotation_does_not_open_a_nodes_range_to_others() {
     planner.handle_event(RegistryEvent::Applied(view(2)));
     let plan = planner.poll_plan();
     assert_eq!(refused(&plan), [("node3", "PodCIDROverlap")]);
+}
+
+/// Whether node 1 may ask node 2 about the path, when each has this data plane.
+fn probes(own: DataPlaneKind, theirs: Option<&str>) -> bool {
+    let node = match theirs {
+        Some(text) => with_annotation(2, annotation::DATA_PLANE, text),
+        None => view(2),
+    };
+    let local = LocalNode {
+        data_plane: own,
+        ..local()
+    };
+    let mut planner = Planner::new(settings(), local, SavedView::default());
+    planner.handle_event(RegistryEvent::Synced(vec![node]));
+    let plan = planner.poll_plan();
+    assert!(plan.rejects.is_empty(), "{:?}", plan.rejects);
+    plan.desired.peers[&key(2)].path_probes
+}
+
+#[test]
+fn only_tunnels_are_asked_about_the_path_and_only_by_tunnels() {
+    use DataPlaneKind::{Kernel, Userspace};
+    // Nodes of older versions say nothing, and have a tunnel.
+    assert!(probes(Userspace, None) && probes(Userspace, Some("userspace")));
+    for other in ["kernel", "", "Kernel", "of a later version"] {
+        assert!(!probes(Userspace, Some(other)), "{other:?}");
+    }
+    for other in [None, Some("userspace"), Some("kernel")] {
+        assert!(!probes(Kernel, other), "{other:?}");
+    }
+}
+
+#[test]
+fn a_record_saved_before_data_planes_were_told_is_one_with_a_tunnel() {
+    let ranges = settings().ranges;
+    let record = NodeRecord::parse(&view(2), &ranges).unwrap();
+    let mut saved = serde_json::to_value(&record).unwrap();
+    assert!(
+        saved
+            .as_object_mut()
+            .unwrap()
+            .remove("path_probes")
+            .is_some()
+    );
+    assert_eq!(serde_json::from_value::<NodeRecord>(saved).unwrap(), record);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use warren_lab::{Proc, Signal, Space, bin};
+use warren_lab::{Proc, Signal, Space, bin, patience};
 
 /// What the payload of every test transfer is sprinkled with, and what no underlay packet may hold.
 pub const MARKER: &str = "warren-clear-text-marker-7c1f";
@@ -47,6 +47,11 @@ pub fn ping(from: &Space, address: &str, count: u32) -> Result<Ping> {
         .parse()
         .with_context(|| format!("{address} is no address"))?;
     let count_text = count.to_string();
+    // An answer that an emulated machine delays is not a lost one.
+    let wait = patience(Duration::from_secs(1))
+        .as_secs()
+        .max(2)
+        .to_string();
     let out = from.try_run(&[
         "ping",
         "-n",
@@ -56,7 +61,7 @@ pub fn ping(from: &Space, address: &str, count: u32) -> Result<Ping> {
         "-i",
         "0.5",
         "-W",
-        "2",
+        &wait,
         address,
     ])?;
     let summary = out

@@ -18,16 +18,17 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 /// Runs `change` on the node and returns how long it took until `check` held, as a shell there sees
 /// it.
 fn repaired(node: &Node, change: &str, check: &str) -> Result<Duration> {
+    let most = patience(Duration::from_secs(15)).as_nanos();
     let script = format!(
         "start=$(date +%s%N); {{ {change}; }} >/dev/null 2>&1 || exit 3
          while ! {{ {check}; }} >/dev/null 2>&1; do
-             [ $(( $(date +%s%N) - start )) -lt 15000000000 ] || exit 4
+             [ $(( $(date +%s%N) - start )) -lt {most} ] || exit 4
          done
          echo $(( $(date +%s%N) - start ))"
     );
     let out = node
         .host
-        .output(Command::new("sh").args(["-c", &script]), LIMIT)?;
+        .output(Command::new("sh").args(["-c", &script]), patience(LIMIT))?;
     let nanoseconds = out.stdout.trim().parse::<u64>();
     let nanoseconds = nanoseconds.with_context(|| {
         let state = node.host.sh("ip addr; ip route show table all; ip rule");

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use warren_core::consts::annotation;
 use warren_core::files::SavedView;
+use warren_core::status::DataPlaneKind;
 use warren_core::{
     Endpoints, LocalNode, NodeName, NodeRecord, NodeUid, NodeView, Pinning, Planner, RegistryEvent,
     Settings,
@@ -57,6 +58,7 @@ fn planner(pinning: Pinning) -> Planner {
         endpoints: Endpoints::from_addresses(&addresses, 51871),
         addresses,
         underlay_mtu_bytes: 1500,
+        data_plane: DataPlaneKind::Userspace,
     };
     Planner::new(settings(pinning), local, SavedView::default())
 }

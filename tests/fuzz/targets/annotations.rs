@@ -12,6 +12,7 @@ fuzz_target!(|content: &[u8]| {
         annotation::ENDPOINT,
         annotation::FORCE_ENDPOINT,
         annotation::MTU,
+        annotation::DATA_PLANE,
         annotation::NEXT_PUBLIC_KEY,
     ];
     let mut node = view(3);

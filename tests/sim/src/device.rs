@@ -167,6 +167,7 @@ impl Table {
         if let Some(seconds) = update.persistent_keepalive {
             peer.persistent_keepalive = seconds;
         }
+        peer.path_probes = update.path_probes.unwrap_or(peer.path_probes);
         for change in &update.allowed_ips {
             match change {
                 AllowedIpUpdate::Add(net) => drop(self.allowed_ips.insert(*net, key)),

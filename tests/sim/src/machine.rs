@@ -411,6 +411,7 @@ impl Machine {
                 applied_endpoint: None,
                 allowed_ips: BTreeSet::new(),
                 persistent_keepalive: 0,
+                path_probes: true,
             };
             first.push(Change::UpdatePeer {
                 public_key: *public_key,
@@ -440,6 +441,7 @@ impl Machine {
                 applied_endpoint: None,
                 allowed_ips: BTreeSet::new(),
                 persistent_keepalive: 0,
+                path_probes: true,
             },
         };
         let changes: Vec<Change> = stale.map(remove).collect();

@@ -1,6 +1,6 @@
 //! The kernel of this network namespace, for [`KernelDataPlane`](super::KernelDataPlane).
 
-use warren_claim::{Claim, ClaimError};
+use warren_claim::{AGENT_AS_TUNNEL, Claim, ClaimError};
 use warren_netlink::wireguard::{SetMessage, WireGuard};
 use warren_netlink::{Netlink, NetlinkError};
 
@@ -9,8 +9,6 @@ use super::kernel::{Found, WireGuardKernel};
 
 /// EOPNOTSUPP (errno.h): what the kernel says of a link of another kind.
 const NOT_SUPPORTED: i32 = 95;
-/// What the claim tells others of its holder.
-const WORDS: &str = "warren-agent with data-plane kernel";
 
 /// The kernel of the network namespace that it was made in.
 #[derive(Debug)]
@@ -47,7 +45,7 @@ impl WireGuardKernel for LinuxWireGuard {
         if self.is_claimed {
             return Ok(());
         }
-        match Claim::take(&warren_claim::tunnel(interface), WORDS) {
+        match Claim::take(&warren_claim::tunnel(interface), AGENT_AS_TUNNEL) {
             Ok(claim) => {
                 if let Some(squatter) = claim.squatter() {
                     tracing::warn!(%squatter, "another user's process sits on the tunnel's name");

@@ -167,8 +167,7 @@ pub(super) fn update_of(change: &Change) -> Option<PeerUpdate> {
             let mut update = PeerUpdate::new(*public_key);
             update.endpoint = Some(new.endpoint);
             update.persistent_keepalive = Some(new.persistent_keepalive);
-            // All nodes of the mesh know them but those with the kernel's WireGuard, which drop them.
-            update.path_probes = Some(true);
+            update.path_probes = Some(new.path_probes);
             update.allowed_ips = new
                 .allowed_ips
                 .iter()
@@ -183,6 +182,7 @@ pub(super) fn update_of(change: &Change) -> Option<PeerUpdate> {
             let PeerDelta {
                 endpoint,
                 persistent_keepalive,
+                path_probes,
                 ..
             } = *delta;
             let mut update = PeerUpdate::new(*public_key);
@@ -190,7 +190,7 @@ pub(super) fn update_of(change: &Change) -> Option<PeerUpdate> {
             update.update_only = true;
             update.endpoint = endpoint;
             update.persistent_keepalive = persistent_keepalive;
-            update.path_probes = Some(true);
+            update.path_probes = path_probes;
             let remove = delta
                 .remove_allowed_ips
                 .iter()

@@ -158,6 +158,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
                 .and_then(|_| self.applied_endpoints.get(&peer.public_key).copied()),
             allowed_ips: peer.allowed_ips.iter().copied().collect(),
             persistent_keepalive: peer.persistent_keepalive,
+            path_probes: peer.path_probes,
         };
         device
             .peers

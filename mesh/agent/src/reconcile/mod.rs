@@ -31,7 +31,7 @@ use warren_core::files::{NodeFile, SavedView};
 use warren_core::mtu::DEFAULT_UNDERLAY_MTU;
 use warren_core::state::{RouteKey, RouteTarget};
 use warren_core::status::{DataPlaneKind, Health};
-use warren_core::{NodeUid, ObservedState, PlanInput, Planner, Removals, plan};
+use warren_core::{LocalNode, NodeUid, ObservedState, PlanInput, Planner, Removals, plan};
 use warren_keyring::{PrivateKey, PublicKey};
 
 use crate::concern::Ours;
@@ -164,7 +164,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             assigned.handle_view(&config, view);
         }
         let identity = Identity::new(&config, &uid, &assigned, &nowhere);
-        let local = identity.local_node(&config, key, own_view);
+        let local = identity.local_node(&config, key, tunnel.kind(), own_view);
         Ok(Self {
             applied_endpoints: saved.applied_endpoints.clone(),
             saved: (0, saved.applied_endpoints.clone()),
@@ -238,7 +238,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             .as_ref()
             .is_some_and(|observed| self.is_protected(observed));
         if let Some(key) = self.public_key {
-            let own = identity.own_record(&self.config, key);
+            let own = identity.own_record(&self.config, key, self.tunnel.kind());
             if pass.note(registry.publish(&own).await) == Some(true) {
                 tracing::info!(public_key = %key, endpoint = %own.endpoints, "published this node");
             }
@@ -298,8 +298,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
         let Some(key) = self.public_key else {
             // Conflicts are judged by the node's own key: without it there are no peers, but there
             // is protection.
-            let local = self.planner.local().public_key;
-            let local = identity.local_node(&self.config, local, self.planner.own_view());
+            let local = self.local_node(identity, self.planner.local().public_key);
             self.plan = LivePlan::new(plan(&PlanInput {
                 settings: self.planner.settings(),
                 local: &local,
@@ -309,7 +308,7 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             }));
             return self.removals();
         };
-        let local = identity.local_node(&self.config, key, self.planner.own_view());
+        let local = self.local_node(identity, key);
         self.planner.handle_local(local);
         // What was followed is planned anew as well: the plan does not rest on it for long.
         if self.planner.is_dirty() || self.planner.has_followed() {
@@ -317,6 +316,11 @@ impl<H: Host, D: DataPlane, S: Store> Reconciler<H, D, S> {
             self.ask_new_endpoints().await;
         }
         self.removals()
+    }
+
+    fn local_node(&self, identity: &Identity, key: PublicKey) -> LocalNode {
+        let own_view = self.planner.own_view();
+        identity.local_node(&self.config, key, self.tunnel.kind(), own_view)
     }
 
     /// Whether what the plan does not name is stale.

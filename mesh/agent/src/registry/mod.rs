@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use thiserror::Error;
+use warren_core::status::DataPlaneKind;
 use warren_core::{Endpoints, NodeName, NodeUid, RegistryEvent};
 use warren_keyring::PublicKey;
 
@@ -46,6 +47,8 @@ pub struct OwnRecord {
     pub endpoints: Endpoints,
     /// The MTU of its underlay in bytes.
     pub underlay_mtu_bytes: u32,
+    /// Who encrypts there.
+    pub data_plane: DataPlaneKind,
     /// Its pod ranges; a registry that itself assigns them does not take them from here.
     pub pod_cidrs: BTreeSet<IpNet>,
     /// Its own addresses, preferred first; as its pod ranges.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use warren_core::consts::annotation;
+use warren_core::status::DataPlaneKind;
 
 use super::file::MAX_FILE_LEN;
 use super::{OwnRecord, RegistryError};
@@ -80,6 +81,13 @@ fn merge(mut fields: Map<String, Value>, own: &OwnRecord) -> Map<String, Value> 
             annotation::ENDPOINT.into(),
             json!(own.endpoints.to_string()),
         );
+    }
+    match own.data_plane {
+        DataPlaneKind::Userspace => drop(annotations.remove(annotation::DATA_PLANE)),
+        other => {
+            let word = json!(other.as_str());
+            annotations.insert(annotation::DATA_PLANE.into(), word);
+        }
     }
     fields.insert("annotations".into(), Value::Object(annotations));
     fields

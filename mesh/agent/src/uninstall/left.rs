@@ -10,11 +10,12 @@ use warren_core::kubernetes::NETWORK_UNAVAILABLE;
 use crate::registry::FIELD_MANAGER as AGENT;
 
 /// The annotations that agents may write. `force-endpoint` is operators'.
-const OURS: [&str; 4] = [
+const OURS: [&str; 5] = [
     annotation::PUBLIC_KEY,
     annotation::NEXT_PUBLIC_KEY,
     annotation::ENDPOINT,
     annotation::MTU,
+    annotation::DATA_PLANE,
 ];
 
 /// A merge patch that removes the agents' annotations, if there are any.

@@ -63,6 +63,7 @@ impl Fixture {
                 applied_endpoint: peer.endpoint,
                 allowed_ips: peer.allowed_ips.iter().copied().collect(),
                 persistent_keepalive: peer.persistent_keepalive,
+                path_probes: peer.path_probes,
             };
             (peer.public_key, observed)
         });
@@ -99,6 +100,7 @@ fn peer(allowed_ips: BTreeSet<IpNet>) -> DesiredPeer {
         endpoint: "192.0.2.2:51871".parse().unwrap(),
         allowed_ips,
         persistent_keepalive: 0,
+        path_probes: false,
     }
 }
 
@@ -108,6 +110,7 @@ fn removal(public_key: PublicKey, gone: BTreeSet<IpNet>) -> Change {
         applied_endpoint: None,
         allowed_ips: BTreeSet::new(),
         persistent_keepalive: 0,
+        path_probes: false,
     };
     let delta = PeerDelta {
         remove_allowed_ips: gone,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use warren_agent::registry::{NodeRegistry, OwnRecord, RegistryReport};
 use warren_core::consts::annotation;
+use warren_core::status::DataPlaneKind;
 use warren_core::{MeshRanges, NodeName, NodeRecord, NodeUid, NodeView, RegistryEvent};
 use warren_keyring::PrivateKey;
 
@@ -150,6 +151,7 @@ pub(crate) fn own_record(name: &str) -> OwnRecord {
         public_key: PrivateKey::generate().unwrap().public_key(),
         endpoints: "192.0.2.1:51871,[2001:db8::1]:51871".parse().unwrap(),
         underlay_mtu_bytes: 1500,
+        data_plane: DataPlaneKind::Kernel,
         pod_cidrs: BTreeSet::from(["10.244.1.0/24".parse().unwrap()]),
         addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
     }
@@ -406,8 +408,14 @@ async fn publishing_says_all_and_writes_only_what_differs<B: Backend>(backend: B
     assert_eq!(stored.pod_cidrs, ["10.244.1.0/24"]);
     assert_eq!(stored.addresses, ["192.0.2.1", "2001:db8::1"]);
     publish_nothing(&backend, &mut follower, &own).await;
+    assert_eq!(stored.annotations[annotation::DATA_PLANE], "kernel");
     own.underlay_mtu_bytes = 9000;
     publish(&backend, &mut follower, &own).await;
+    publish_nothing(&backend, &mut follower, &own).await;
+    // What most nodes have is not said.
+    own.data_plane = DataPlaneKind::Userspace;
+    let stored = publish(&backend, &mut follower, &own).await;
+    assert!(!stored.annotations.contains_key(annotation::DATA_PLANE));
     publish_nothing(&backend, &mut follower, &own).await;
     // An agent that was started anew writes nothing either.
     let mut anew = synced(&backend).await;

@@ -10,18 +10,16 @@ use warren_core::consts::NODE_FILE;
 use warren_core::files::NodeFile;
 use warren_core::status::AgentStatus;
 use warren_core::uapi::Device;
-use warren_netlink::wireguard::WireGuard;
 use warren_netlink::{Address, Link, Netlink, NetlinkError, Route, RouteLookupOptions, Rule};
 
 use super::program;
 use crate::Environment;
 use crate::args::DoctorArgs;
+use crate::kernel_device;
 use crate::sources::Sources;
 
 /// How long `nft` may take for its listing.
 const NFT_LIMIT: Duration = Duration::from_secs(10);
-/// The kind of link that the kernel's WireGuard is.
-const WIREGUARD: &str = "wireguard";
 
 /// What could be read of this node; an error is text for people.
 pub(super) struct Facts {
@@ -59,14 +57,15 @@ impl Facts {
             pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
         };
         let net = read_net().map_err(|e| e.to_string());
-        let is_device = |l: &Link| l.name == args.interface && l.kind.as_deref() == Some(WIREGUARD);
+        let is_device = |l: &Link| l.name == args.interface && kernel_device::is_wireguard(l);
         let is_kernel = net
             .as_ref()
             .is_ok_and(|net| net.links.iter().any(is_device));
         let device = match is_kernel {
-            true => kernel_device(&args.interface).map_err(|e| e.to_string()),
+            true => kernel_device::read(&args.interface).map_err(|e| e.to_string()),
             false => sources.device(&args.interface).map_err(|e| e.to_string()),
         };
+        let device = device.map(|shown| shown.device);
         Self {
             now: environment.now,
             agent: sources.agent().map(|(_, s)| s).map_err(|e| e.to_string()),
@@ -112,16 +111,6 @@ impl Net {
     }
 }
 
-fn kernel_device(interface: &str) -> Result<Device, NetlinkError> {
-    let device = WireGuard::open()?.device(interface)?;
-    Ok(Device {
-        private_key: None,
-        listen_port: device.listen_port,
-        fwmark: device.fwmark,
-        peers: device.peers,
-    })
-}
-
 fn read_node(args: &DoctorArgs) -> Result<NodeFile, String> {
     let path = args.state_dir.join(NODE_FILE);
     let text = std::fs::read(&path).map_err(|e| format!("read {}: {e}", path.display()))?;
@@ -132,15 +121,7 @@ fn read_node(args: &DoctorArgs) -> Result<NodeFile, String> {
 pub(super) fn with_netlink<T>(
     work: impl AsyncFnOnce(&Netlink) -> Result<T, NetlinkError>,
 ) -> Result<T, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| e.to_string())?;
-    let run = async {
-        let netlink = Netlink::open()?;
-        work(&netlink).await
-    };
-    runtime.block_on(run).map_err(|e| e.to_string())
+    kernel_device::on_netlink(work).map_err(|e| e.to_string())
 }
 
 /// The largest packet in bytes that the kernel sends to an address in one piece: the route's MTU,

@@ -14,6 +14,8 @@ use warren_keyring::PublicKey;
 use super::facts::Facts;
 use super::finding::{Check, Finding};
 use super::ping::{Echo, ping};
+use crate::kernel_device;
+use crate::show::ShownDevice;
 use crate::sources::Sources;
 use crate::text;
 
@@ -144,7 +146,12 @@ fn asked<'a>(facts: &Facts, peer: &'a Peer) -> Option<Asked<'a>> {
 /// The age in seconds of each peer's newest handshake, now that it was asked.
 fn handshakes_now(facts: &Facts) -> BTreeMap<PublicKey, Option<u64>> {
     let sources = Sources::new(facts.args.directories.clone());
-    let Ok(device) = sources.device(&facts.args.interface) else {
+    let interface = &facts.args.interface;
+    let device = match facts.is_kernel {
+        true => kernel_device::read(interface).ok(),
+        false => sources.device(interface).ok(),
+    };
+    let Some(ShownDevice { device, .. }) = device else {
         return BTreeMap::new();
     };
     let age = |peer: &Peer| {

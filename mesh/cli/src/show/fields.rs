@@ -6,27 +6,29 @@ use warren_core::uapi::{Device, Peer};
 use warren_keyring::PresharedKey;
 
 use super::human::prefix;
+use super::{HIDDEN, ShownDevice};
 use crate::args::Field;
 use crate::text;
 
 /// Writes one field of a device, or its dump. `with_interface` begins each line with its name, as
 /// `all` does. `wg show all endpoints` of wireguard-tools 1.0.20210914 does so on the first line
 /// alone, unlike all its other fields: that is not followed.
-pub fn fields(interface: &str, device: &Device, field: Field, with_interface: bool) -> String {
+pub fn fields(interface: &str, shown: &ShownDevice, field: Field, with_interface: bool) -> String {
+    let device = &shown.device;
     let start = if with_interface {
         format!("{interface}\t")
     } else {
         String::new()
     };
     let device_line = || match field {
-        Field::PublicKey => Some(public_key(device)),
-        Field::PrivateKey => Some(private_key(device)),
+        Field::PublicKey => Some(or_none(shown.public_key())),
+        Field::PrivateKey => Some(private_key(shown)),
         Field::ListenPort => Some(device.listen_port.to_string()),
         Field::Fwmark => Some(fwmark(device)),
         Field::Dump => Some(format!(
             "{}\t{}\t{}\t{}",
-            private_key(device),
-            public_key(device),
+            private_key(shown),
+            or_none(shown.public_key()),
             device.listen_port,
             fwmark(device),
         )),
@@ -75,18 +77,12 @@ pub(super) fn handshake_seconds(peer: &Peer) -> u64 {
     peer.last_handshake.map_or(0, |time| time.as_secs())
 }
 
-fn public_key(device: &Device) -> String {
-    // `wg` derives it, and so has none without the private key.
-    or_none(device.private_key.as_ref().map(|key| key.public_key()))
-}
-
-fn private_key(device: &Device) -> String {
-    or_none(
-        device
-            .private_key
-            .as_ref()
-            .map(|key| key.to_base64().to_string()),
-    )
+fn private_key(shown: &ShownDevice) -> String {
+    match (&shown.device.private_key, shown.hidden_key) {
+        (Some(key), _) => key.to_base64().to_string(),
+        (None, Some(_)) => HIDDEN.to_owned(),
+        (None, None) => or_none(None::<String>),
+    }
 }
 
 fn preshared_key(peer: &Peer) -> String {

@@ -4,11 +4,11 @@ use std::cmp::Reverse;
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
-use warren_core::uapi::{Device, Peer};
+use warren_core::uapi::Peer;
 use zeroize::Zeroizing;
 
 use super::fields::handshake_seconds;
-use super::{NamedDevice, NodeNames};
+use super::{HIDDEN, NamedDevice, NodeNames, ShownDevice};
 use crate::Environment;
 use crate::text::{self, Style, clean};
 
@@ -24,19 +24,21 @@ pub fn humans(devices: &[NamedDevice], names: &NodeNames, environment: &Environm
 /// Writes a device and its peers, the newest handshake first. What is zero is left out.
 pub fn human(
     interface: &str,
-    device: &Device,
+    shown: &ShownDevice,
     names: &NodeNames,
     environment: &Environment,
 ) -> String {
-    let style = environment.style;
+    let (style, device) = (environment.style, &shown.device);
     let mut page = Page {
         out: style.code(Style::RESET).to_owned(),
         style,
     };
     page.title(Style::GREEN, "interface", interface, "");
-    if let Some(key) = &device.private_key {
-        page.line("public key", &key.public_key().to_base64());
-        page.line("private key", &secret(key.to_base64(), environment));
+    if let Some(key) = shown.public_key() {
+        page.line("public key", &key.to_base64());
+        let private_key = device.private_key.as_ref();
+        let private_key = private_key.map(|key| secret(key.to_base64(), environment));
+        page.line("private key", private_key.as_deref().unwrap_or(HIDDEN));
     }
     if device.listen_port != 0 {
         page.line("listening port", &device.listen_port.to_string());
@@ -66,7 +68,7 @@ pub(super) fn prefix(prefix: &IpNet, slash: &str) -> String {
 /// Hides a secret key unless `WG_HIDE_KEYS=never`.
 pub(super) fn secret(key: Zeroizing<String>, environment: &Environment) -> String {
     if environment.hide_keys {
-        "(hidden)".to_owned()
+        HIDDEN.to_owned()
     } else {
         key.to_string()
     }

@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use warren_core::uapi::{Device, Peer};
+use warren_core::uapi::Peer;
 
 use super::fields::handshake_seconds;
 use super::human::{prefix, secret};
-use super::{NamedDevice, NodeNames};
+use super::{HIDDEN, NamedDevice, NodeNames, ShownDevice};
 use crate::Environment;
 use crate::text;
 
@@ -64,11 +64,13 @@ struct PeerJson<'a> {
 }
 
 impl<'a> DeviceJson<'a> {
-    fn new(device: &Device, names: &'a NodeNames, environment: &Environment) -> Self {
+    fn new(shown: &ShownDevice, names: &'a NodeNames, environment: &Environment) -> Self {
+        let device = &shown.device;
         let private_key = device.private_key.as_ref();
+        let private_key = private_key.map(|key| secret(key.to_base64(), environment));
         Self {
-            private_key: private_key.map(|key| secret(key.to_base64(), environment)),
-            public_key: private_key.map(|key| key.public_key().to_base64()),
+            private_key: private_key.or(shown.hidden_key.map(|_| HIDDEN.to_owned())),
+            public_key: shown.public_key().map(|key| key.to_base64()),
             listen_port: device.listen_port.into(),
             fwmark: device.fwmark.into(),
             peers: device

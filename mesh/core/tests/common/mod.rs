@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use warren_core::consts::annotation;
 use warren_core::node::NodeView;
+use warren_core::status::DataPlaneKind;
 use warren_core::{Endpoints, LocalNode, NodeName, NodeUid, Settings};
 use warren_keyring::{PrivateKey, PublicKey};
 
@@ -50,5 +51,6 @@ pub(crate) fn local() -> LocalNode {
         endpoints: Endpoints::from_addresses(&addresses, 51871),
         addresses,
         underlay_mtu_bytes: 1500,
+        data_plane: DataPlaneKind::Userspace,
     }
 }

@@ -17,11 +17,12 @@ use crate::rbac;
 
 const POLICY: &str = "warren-agent";
 /// What agents publish: every annotation of ours but the operators'.
-const OWN: [&str; 4] = [
+const OWN: [&str; 5] = [
     annotation::PUBLIC_KEY,
     annotation::NEXT_PUBLIC_KEY,
     annotation::ENDPOINT,
     annotation::MTU,
+    annotation::DATA_PLANE,
 ];
 
 #[test]
@@ -350,7 +351,7 @@ fn no_creation(node: &str) -> String {
 fn in_nodes(what: &str) -> String {
     format!(
         "node \"node1\": warren-agent may not change {what} in nodes; only the annotations \
-         warren.network/{{endpoint,mtu,next-public-key,public-key}}"
+         warren.network/{{data-plane,endpoint,mtu,next-public-key,public-key}}"
     )
 }
 

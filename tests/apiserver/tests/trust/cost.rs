@@ -39,8 +39,7 @@ fn nobody_keeps_the_api_server_busy_with_large_nodes() -> Result<()> {
             let denial = format!("node \"node1\": warren-agent may not change {what} in {end}");
             Err(denied("node1", "warren-agent", &denial))
         };
-        let only_annotations =
-            "nodes; only the annotations warren.network/{endpoint,mtu,next-public-key,public-key}";
+        let only_annotations = "nodes; only the annotations warren.network/{data-plane,endpoint,mtu,next-public-key,public-key}";
         let only_condition = "nodes/status; only the condition NetworkUnavailable";
         let too_many = refusal(
             "any annotation of a Node with more than 1000",

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use warren_core::consts::{DEFAULT_PORT, annotation};
 use warren_core::files::SavedView;
+use warren_core::status::DataPlaneKind;
 use warren_core::uapi::{AllowedIpUpdate, PeerUpdate, SetRequest};
 use warren_core::{
     Endpoints, LocalNode, NodeName, NodeUid, NodeView, Planner, RegistryEvent, Settings,
@@ -92,6 +93,7 @@ impl Identity {
             addresses: self.addresses.clone(),
             endpoints: Endpoints::from_addresses(&self.addresses, DEFAULT_PORT),
             underlay_mtu_bytes: UNDERLAY_MTU,
+            data_plane: DataPlaneKind::Userspace,
         })
     }
 }

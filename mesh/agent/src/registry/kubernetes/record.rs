@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::time::timeout;
 use warren_core::consts::annotation;
 use warren_core::kubernetes::NodeObject;
+use warren_core::status::DataPlaneKind;
 
 use super::FIELD_MANAGER;
 use super::job::{Job, JobError};
@@ -17,10 +18,11 @@ use super::object::Watched;
 use crate::registry::{OwnRecord, RegistryError};
 
 /// The annotations that this program writes.
-const OURS: [&str; 3] = [
+const OURS: [&str; 4] = [
     annotation::PUBLIC_KEY,
     annotation::ENDPOINT,
     annotation::MTU,
+    annotation::DATA_PLANE,
 ];
 
 type Annotations = BTreeMap<String, String>;
@@ -191,6 +193,11 @@ fn annotations(own: &OwnRecord) -> Annotations {
     ]);
     if !own.endpoints.is_empty() {
         out.insert(annotation::ENDPOINT.to_owned(), own.endpoints.to_string());
+    }
+    // What most nodes have is not said: older agents wrote nothing of it.
+    if own.data_plane != DataPlaneKind::Userspace {
+        let word = own.data_plane.to_string();
+        out.insert(annotation::DATA_PLANE.to_owned(), word);
     }
     out
 }
