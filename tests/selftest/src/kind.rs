@@ -73,7 +73,7 @@ pub fn run(scenario: fn(Roles) -> Result, roles: Roles) {
         return;
     }
     if let Err(error) = scenario(roles) {
-        panic!("{roles:?}: {error:?}");
+        panic!("{roles:?}: {error:#}");
     }
 }
 

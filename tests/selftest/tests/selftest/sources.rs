@@ -1,12 +1,12 @@
 //! From which address a device sends.
 
 use anyhow::ensure;
-use warren_selftest::{Outer, Pair, Result, Roles, ping};
+use warren_selftest::{Outer, Pair, Result, Roles, inner, ping};
 
 scenarios! {
     a_removed_source_address_falls_back
     a_peer_is_answered_from_the_address_that_it_asked
-    a_better_route_is_taken_at_once
+    a_better_route_is_taken
 }
 
 /// The first device's address goes while the session lasts; the other one is used from then on.
@@ -67,8 +67,9 @@ fn a_peer_is_answered_from_the_address_that_it_asked(roles: Roles) -> Result {
 ///         eth1 192.0.2.3, route metric 1 ---- eth1
 /// ```
 ///
-/// The route by `eth1` comes when the session is there.
-fn a_better_route_is_taken_at_once(roles: Roles) -> Result {
+/// The route by `eth1` comes when the session is there. The kernel's device takes it with the next packet; a
+/// program hears of it, and ours acts on what it hears once a second.
+fn a_better_route_is_taken(roles: Roles) -> Result {
     let pair = Pair::new(roles)?;
     let [one, two] = [&pair.first.host, &pair.second.host];
     one.sh("ip route flush dev eth0
@@ -81,10 +82,9 @@ fn a_better_route_is_taken_at_once(roles: Roles) -> Result {
     // A host answers for all its addresses on all its links.
     one.sh("ip address add 192.0.2.3/24 dev eth1 noprefixroute
          ip route add 192.0.2.0/24 dev eth1 src 192.0.2.3 metric 1")?;
-    for _ in 0..2 {
-        ping(one, "10.7.0.2")?;
-    }
-    let seen = pair.endpoint_seen_by(2)?;
-    ensure!(seen == Outer::V4.endpoint(3, Pair::port(1)), "{seen}");
-    Ok(())
+    let new = Outer::V4.endpoint(3, Pair::port(1));
+    pair.second.wait("packets by the better route", |_| {
+        ping(one, &inner(2)[0])?;
+        Ok(pair.endpoint_seen_by(2)? == new)
+    })
 }

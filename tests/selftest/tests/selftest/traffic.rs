@@ -22,7 +22,8 @@ const PING: u64 = 96 + 32;
 /// device count messages, as `wg` does; those of a TUN device count what was in them.
 fn ten_pings_are_counted_to_the_byte(roles: Roles) -> Result {
     let pair = Pair::new(roles)?;
-    pair.meet(Outer::V4)?;
+    // The first learns where the second is.
+    pair.point(2, &Outer::V4.endpoint(1, Pair::port(1)))?;
     let [first, second] = [&pair.first, &pair.second];
     let keys = [second.public_key(), first.public_key()];
     ping_many(&second.host, &inner(1)[0], 10)?;
