@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use warren_keyring::PrivateKey;
-use warren_lab::Host;
+use warren_lab::{Direction, Host};
 use warren_selftest::{
     Device, Kind, Outer, Pair, Result, Roles, exchange, inner, is_silent, other, ping, ping_many,
 };
@@ -76,6 +76,8 @@ fn a_circle_of_two_tunnels_ends_with_its_cause(roles: Roles) -> Result {
     let key = far.public_key();
     let sent = || Ok::<_, anyhow::Error>(nested.transfer(&key)?.1);
     ping(&nested.host, &within(2)[0])?;
+    // Nothing that the other one says leads back to where it is.
+    pair.cable.cut_one_way(Direction::BToA)?;
     pair.point(1, &format!("{}:7", within(2)[0]))?;
     let before = sent()?;
     let flood = ["ping", "-n", "-q", "-f", "-c10", "-W1", &within(2)[0]];
@@ -85,6 +87,7 @@ fn a_circle_of_two_tunnels_ends_with_its_cause(roles: Roles) -> Result {
     if [nested.kind, far.kind] == [Kind::Kernel; 2] {
         ensure!(grown < 70_000, "{grown} bytes");
     }
+    pair.cable.restore()?;
     pair.meet(Outer::V4)?;
     for number in [1, 2] {
         pair.reaches(number)?;
@@ -126,6 +129,8 @@ fn a_circle_of_two_peers_stays_bounded(roles: Roles) -> Result {
     let [second, third] = [pair.second.public_key(), third.public_key()];
     let sent =
         || -> Result<u64> { Ok(pair.first.transfer(&second)?.1 + pair.first.transfer(&third)?.1) };
+    // Nothing that the other one says leads back to where it is.
+    pair.cable.cut_one_way(Direction::BToA)?;
     pair.point(1, "10.9.0.2:7")?;
     let before = sent()?;
     let flood = ["ping", "-n", "-q", "-f", "-c10", "-W1", &inner(2)[0]];
@@ -134,6 +139,7 @@ fn a_circle_of_two_peers_stays_bounded(roles: Roles) -> Result {
     let grown = sent()? - before;
     ensure!(grown > 0, "nothing was sent");
     ensure!(grown < 200_000, "{grown} bytes");
+    pair.cable.restore()?;
     pair.meet(Outer::V4)?;
     pair.reaches(1)?;
     // Ours looks once a second, while there are packets, whether what it holds back goes round still.
