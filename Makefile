@@ -5,7 +5,7 @@ CARGO ?= cargo
 # The programs that make up Warren, as against the tests' own.
 PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli -p warren-kubectl
 # Tests with a target of their own: what they need takes long to make.
-ELSEWHERE := tests/interop tests/hostile tests/cni tests/apiserver tests/cluster tests/image tests/deploy tests/vm
+ELSEWHERE := tests/interop tests/hostile tests/cni tests/apiserver tests/cluster tests/image tests/deploy tests/selftest tests/vm
 # What the benchmark of the tunnel is built of.
 BENCH := $(PROGRAMS) -p warren-lab -p warren-hostile -p warren-bench
 # What the virtual machines are given.
@@ -19,7 +19,7 @@ RELEASE_FLAGS := -C target-feature=+crt-static --remap-path-prefix=$(or $(CARGO_
 # A subcommand of cargo, for a release; its arguments follow.
 release = RUSTFLAGS="$(RELEASE_FLAGS)" $(CARGO) $(1) --release --target $(HOST)
 
-.PHONY: help deps build-deps build image image-twice test-image test demo bench bench-plots bench-micro bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-kernel test-vm test-hostile sim fuzz soak lint lint-deploy lint-vm doc layers deny ci ci-steps clean
+.PHONY: help deps build-deps build image image-twice test-image test demo bench bench-plots bench-micro bench-cni bench-cold-start bench-reconcile bench-scale test-cni test-apiserver test-cluster test-interop test-kernel test-selftest test-vm test-hostile sim fuzz soak lint lint-deploy lint-vm doc layers deny ci ci-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,11 @@ test-kernel: deps ## end-to-end tests with the kernel's WireGuard, alone and mix
 	tests/kernel/prepare
 	$(CARGO) build --workspace --bins
 	tests/kernel/run
+
+test-selftest: deps ## the scenarios of the kernel's own WireGuard selftest, with warren-tunnel at one end, in a virtual machine; ONLY= takes a part of their names
+	tests/kernel/prepare
+	$(CARGO) build --workspace --bins
+	tests/kernel/run kernel selftest $(ONLY)
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
 	$(if $(LONG),$(call release,build) -p warren-tunnel -p warren-hostile)

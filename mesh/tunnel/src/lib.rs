@@ -54,6 +54,7 @@ mod uapi_lines;
 pub mod uapi_server;
 pub mod udp;
 pub mod unix_socket;
+mod unreachable;
 mod wiped;
 mod zone;
 

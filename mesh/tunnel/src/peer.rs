@@ -17,6 +17,7 @@ use crate::queue::{QueuePool, WaitingQueue};
 use crate::session::{Session, room_for};
 use crate::source::{Endpoint, Source};
 use crate::time::Now;
+use crate::unreachable::Told;
 
 /// How often an active peer's path is measured again.
 const PATH_QUERY_EVERY: Duration = Duration::from_secs(10);
@@ -40,6 +41,8 @@ pub(crate) struct Context<'a> {
     pub(crate) pool: &'a mut QueuePool,
     /// Whether packets may begin more handshakes now.
     pub(crate) pace: &'a mut Pace,
+    /// Who was told that there is no way.
+    pub(crate) told: &'a mut Told,
     /// Whether the device has a private key.
     pub(crate) has_key: bool,
     pub(crate) scratch: &'a mut [u8],
@@ -49,8 +52,10 @@ pub(crate) struct Peer {
     pub(crate) public_key: PublicKey,
     pub(crate) preshared_key: Option<PresharedKey>,
     pub(crate) endpoint: Option<SocketAddr>,
-    /// The endpoint is reached through this very device: what is sent there comes back as a packet
-    /// to be sent there, larger each time. So nothing is.
+    /// The endpoint is reached through this very device, which sends it to another peer if all is well.
+    pub(crate) endpoint_within: bool,
+    /// It is not well: what is sent there comes back as a packet to be sent there, larger each time. So
+    /// nothing is.
     pub(crate) endpoint_loops: bool,
     /// The address of ours that its last authentic message came to.
     pub(crate) source: Option<Source>,
@@ -137,6 +142,7 @@ impl Peer {
             public_key,
             preshared_key: None,
             endpoint: None,
+            endpoint_within: false,
             endpoint_loops: false,
             source: None,
             source_good: false,
@@ -216,6 +222,7 @@ impl Peer {
         }
         let Some(endpoint) = way else {
             ctx.drops.count(DropReason::NoEndpoint);
+            ctx.told.tell(ctx.now.monotonic, packet, ctx.out);
             return false;
         };
         if self.endpoint_loops {
@@ -526,6 +533,7 @@ impl Peer {
         self.endpoint = Some(endpoint);
         self.path_asked_at = None;
         self.probe = PathProbe::default();
+        self.endpoint_within = false;
         self.endpoint_loops = false;
         self.endpoint_before = None;
         self.not_followed = None;
@@ -568,6 +576,7 @@ impl Peer {
         if !self.endpoint_loops && self.endpoint_before.is_none() {
             self.endpoint_before = before;
         }
+        self.endpoint_within = false;
         self.endpoint_loops = false;
         self.set_source(from.source);
         self.path_asked_at = None;

@@ -428,9 +428,10 @@ impl Shard {
                 let good = self.is_way_by(query.endpoint, source);
                 self.engine.handle_path_source(query, good);
             }
-            if self.is_way_through_tun(query.endpoint) {
-                self.engine.handle_path_loop(now, query);
-            } else if let Ok(path_mtu_bytes) = path_mtu(query.endpoint, self.udp.mark()) {
+            let through_device = self.is_way_through_tun(query.endpoint);
+            if self.engine.handle_way(now, query, through_device)
+                && let Ok(path_mtu_bytes) = path_mtu(query.endpoint, self.udp.mark())
+            {
                 self.engine.handle_path_mtu(now, query, path_mtu_bytes);
             }
         }

@@ -183,6 +183,72 @@ fn an_endpoint_behind_the_device_itself_makes_no_loop() -> Result<()> {
 }
 
 #[test]
+fn an_endpoint_behind_another_peer_is_reached_through_it_and_a_circle_is_not() -> Result<()> {
+    require!();
+    let (_lab, node1, node2, _link) = pair("onion")?;
+    node1.set_endpoint(2, "192.0.2.2:51820");
+    poll_until(PATIENCE, "a ping", || node1.pings("10.2.0.1"))?;
+    // A third device, on node2: node1 sends to it what node2 hands on.
+    let (_tunnel, third) = start(&node2.host, "wg1")?;
+    third.set(&format!(
+        "private_key={}\nlisten_port=5005\npublic_key={}\nallowed_ip=10.3.1.1/32\n",
+        *private_key(3).to_hex(),
+        public_key(1)
+    ));
+    node2
+        .host
+        .sh("ip link set wg1 up; ip address add 10.3.1.2/24 dev wg1")?;
+    node1.host.sh("ip address add 10.3.1.1/24 dev wg0")?;
+    node1.socket.set(&format!(
+        "public_key={}\nallowed_ip=10.3.1.2/32\nendpoint=10.2.0.1:5005\n",
+        public_key(3)
+    ));
+    assert!(node1.reaches("10.3.1.2"));
+    // It was looked at by now, and looked at again when routes change.
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(1_500));
+        assert!(node1.reaches("10.3.1.2"));
+        node1
+            .host
+            .sh("ip route add 10.77.0.0/24 dev eth0; ip route del 10.77.0.0/24 dev eth0")?;
+    }
+    // Each of the two is now reached through the other.
+    node1.set_endpoint(2, "10.3.1.2:51820");
+    let before = node1.given_to_device()?;
+    let ping = ["ping", "-q", "-c20", "-i0.01", "-W1", "-s1000", "10.2.0.1"];
+    let _ = node1.host.try_run(&ping)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let packets = node1.given_to_device()?.0 - before.0;
+    assert!((20..200).contains(&packets), "{packets} packets");
+    node1.set_endpoint(2, "192.0.2.2:51820");
+    assert!(node1.reaches("10.2.0.1"));
+    // What was held back is looked at once a second, while there are packets.
+    poll_until(PATIENCE, "a ping through the other peer again", || {
+        node1.pings("10.3.1.2")
+    })?;
+    Ok(())
+}
+
+#[test]
+fn another_mark_leads_another_way_and_from_another_address() -> Result<()> {
+    require!();
+    let (lab, node1, node2, _link) = pair("mark")?;
+    let _second = lab.connect(
+        node1.host.end("eth1").addr("198.51.100.1/24"),
+        node2.host.end("eth1").addr("198.51.100.2/24"),
+    )?;
+    node1.host.sh("ip rule add fwmark 7 lookup 77
+         ip route add 192.0.2.2/32 via 198.51.100.2 dev eth1 table 77")?;
+    node1.set_endpoint(2, "192.0.2.2:51820");
+    for (mark, from) in [(0, "192.0.2.1"), (7, "198.51.100.1"), (0, "192.0.2.1")] {
+        node1.socket.set(&format!("fwmark={mark}\n"));
+        assert!(node1.reaches("10.2.0.1"));
+        assert_eq!(node2.endpoint(), format!("{from}:51820"), "mark {mark}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_peer_is_not_followed_to_an_address_behind_the_device() -> Result<()> {
     require!();
     let (_lab, node1, node2, _link) = pair("follow")?;

@@ -95,8 +95,17 @@ fn a_packet_to_nobody_or_to_a_peer_without_endpoint_is_dropped_with_its_reason()
         a.tun(now, &packet("10.1.0.1", "10.3.0.1", 40, 0))
             .is_empty()
     );
-    assert!(a.tun(now, &packet("fd01::1", "fd03::1", 60, 0)).is_empty());
+    let mut udp = packet("fd01::1", "fd03::1", 60, 0);
+    udp[6] = 17;
+    assert!(a.tun(now, &udp).is_empty());
     assert_eq!(a.drops(DropReason::NoRoute), 2);
+    // Whoever sent them is told so.
+    let told: Vec<_> = a.delivered.drain(..).collect();
+    assert_eq!(
+        (told[0][20..22].to_vec(), told[1][40..42].to_vec()),
+        (vec![3, 1], vec![1, 3])
+    );
+    assert_eq!(told.len(), 2);
     let mut c = Side::new("192.0.2.3:1003");
     c.set(now, vec![peer(b.key, None, &["10.2.0.0/24"])]);
     assert!(
@@ -104,9 +113,11 @@ fn a_packet_to_nobody_or_to_a_peer_without_endpoint_is_dropped_with_its_reason()
             .is_empty()
     );
     assert_eq!(c.drops(DropReason::NoEndpoint), 1);
+    assert_eq!(c.delivered[0][20..22], [3, 1]);
     assert!(a.tun(now, &[0x45; 10]).is_empty());
     assert!(a.tun(now, &[]).is_empty());
     assert_eq!(a.drops(DropReason::TunMalformed), 2);
+    assert!(a.delivered.is_empty());
 }
 
 #[test]

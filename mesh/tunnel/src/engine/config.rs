@@ -64,6 +64,9 @@ impl Engine {
     /// Notes what the sockets have, for [`Engine::get`].
     pub fn set_listen(&mut self, listen_port: u16, fwmark: u32) {
         self.changed |= (self.listen_port, self.fwmark) != (listen_port, fwmark);
+        if self.fwmark != fwmark {
+            self.note_mark_changed();
+        }
         self.listen_port = listen_port;
         self.fwmark = fwmark;
     }

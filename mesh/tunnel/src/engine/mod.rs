@@ -4,18 +4,20 @@
 mod backlog;
 mod config;
 mod elsewhere;
+mod paths;
 mod report;
 mod timers;
 mod wheel;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use warren_core::AllowedIps;
 use warren_keyring::{PrivateKey, PublicKey};
 
 pub use config::ApplyError;
+pub use paths::PathQuery;
 
 use crate::clock::StampClock;
 use crate::drops::{DropReason, Drops};
@@ -28,13 +30,14 @@ use crate::outcome::OpenedKind;
 use crate::pace::Pace;
 use crate::path_notes::DropNotes;
 use crate::path_probe::ProbeMessage;
-use crate::peer::{Context, OnePiece, Peer};
+use crate::peer::{Context, Peer};
 use crate::queue::QueuePool;
 use crate::random::Random;
 use crate::session::Identity;
 use crate::shards::{Place, ShardId};
-use crate::source::{Endpoint, Source};
+use crate::source::Endpoint;
 use crate::time::Now;
+use crate::unreachable::Told;
 use backlog::Backlog;
 use elsewhere::Elsewhere;
 use timers::Timers;
@@ -124,17 +127,6 @@ impl Counters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PeerId(u32);
 
-/// The question how large a datagram to an endpoint may be; asked by the engine, answered by
-/// whoever has a socket.
-#[derive(Clone, Copy, Debug)]
-pub struct PathQuery {
-    peer: PeerId,
-    /// Where to.
-    pub endpoint: SocketAddr,
-    /// The address of ours that the peer speaks to, and the link that its datagrams come by.
-    pub source: Option<Source>,
-}
-
 /// A WireGuard device without I/O.
 ///
 /// Feed it and send what it puts into the outbox; call [`Engine::handle_timers`] when
@@ -163,6 +155,7 @@ pub struct Engine {
     path_queries: VecDeque<PeerId>,
     pool: QueuePool,
     pace: Pace,
+    told: Told,
     counters: Counters,
     changed: bool,
     random: Random,
@@ -200,6 +193,7 @@ impl Engine {
             path_queries: VecDeque::new(),
             pool: QueuePool::new(config.queue_limit_bytes),
             pace: Pace::default(),
+            told: Told::default(),
             counters: Counters::default(),
             changed: false,
             random: Random::new(config.seed),
@@ -222,6 +216,7 @@ impl Engine {
             _ => return self.drop_from_tun(DropReason::TunMalformed, 1),
         };
         let Some(&id) = self.allowed_ips.lookup(header.destination) else {
+            self.told.tell(now.monotonic, packet, out);
             return self.drop_from_tun(DropReason::NoRoute, 1);
         };
         if !id.is_here() {
@@ -260,6 +255,7 @@ impl Engine {
         };
         let packets = segments.count() as u64;
         let Some(id) = owner else {
+            self.told.tell(now.monotonic, frame, out);
             return self.drop_from_tun(DropReason::NoRoute, packets);
         };
         self.counters.tun_rx_packets += packets;
@@ -344,78 +340,6 @@ impl Engine {
     /// endpoint that was learned.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
-    }
-
-    /// Returns the next peer whose path is to be measured, see [`Engine::handle_path_mtu`].
-    pub fn poll_path_query(&mut self) -> Option<PathQuery> {
-        while let Some(id) = self.path_queries.pop_front() {
-            if let Some(Some(peer)) = self.peers.get(id.slot())
-                && let Some(endpoint) = peer.endpoint
-            {
-                return Some(PathQuery {
-                    peer: id,
-                    endpoint,
-                    source: peer.source,
-                });
-            }
-        }
-        None
-    }
-
-    /// Takes the path's MTU in bytes, outer headers included: padding will not exceed it.
-    pub fn handle_path_mtu(&mut self, now: Now, query: PathQuery, path_mtu_bytes: u32) {
-        if let Some(Some(peer)) = self.peers.get_mut(query.peer.slot())
-            && peer.endpoint == Some(query.endpoint)
-        {
-            peer.probe.set_ceiling(path_mtu_bytes);
-            let limit = peer.probe.limit(now.monotonic);
-            let arrives = limit.unwrap_or(path_mtu_bytes);
-            peer.one_piece = OnePiece::new(query.endpoint, arrives, limit.is_some());
-            let inner = warren_core::mtu::inner_mtu(arrives, query.endpoint.ip());
-            peer.inner_mtu = inner as usize;
-            peer.note_endpoint_good();
-        }
-    }
-
-    /// Takes whether the way to the endpoint is by the link that the query's source came by. If so,
-    /// the peer is answered from the address that it speaks to.
-    pub fn handle_path_source(&mut self, query: PathQuery, good: bool) {
-        if let Some(Some(peer)) = self.peers.get_mut(query.peer.slot())
-            && peer.source == query.source
-        {
-            peer.note_source(good);
-        }
-    }
-
-    /// Takes that the kernel refuses to send to this endpoint from the address of ours that its
-    /// peer speaks to.
-    pub fn handle_source_refused(&mut self, endpoint: SocketAddr) {
-        for peer in self.peers.iter_mut().flatten() {
-            if peer.endpoint == Some(endpoint) {
-                peer.forget_source();
-            }
-        }
-    }
-
-    /// Asks anew for the ways to all peers that are answered from an address of their choice, or
-    /// whose endpoint was behind this device: our addresses or routes have changed.
-    pub fn handle_routes_changed(&mut self) {
-        for id in self.by_key.values() {
-            let peer = self.peers[id.slot()].as_ref();
-            if peer.is_some_and(|peer| peer.source.is_some() || peer.endpoint_loops) {
-                self.path_queries.push_back(*id);
-            }
-        }
-    }
-
-    /// Takes that the way to the endpoint leads through this very device. The peer is not followed
-    /// there; if it was told to be there, nothing is sent to it until that or the routes change.
-    pub fn handle_path_loop(&mut self, now: Now, query: PathQuery) {
-        if let Some(Some(peer)) = self.peers.get_mut(query.peer.slot())
-            && peer.endpoint == Some(query.endpoint)
-        {
-            peer.note_endpoint_loops(now.monotonic);
-        }
     }
 
     #[inline]
@@ -570,6 +494,7 @@ impl Engine {
             fragmented: &mut self.counters.udp_tx_fragmented,
             pool: &mut self.pool,
             pace: &mut self.pace,
+            told: &mut self.told,
             has_key: self.identity.is_some(),
             scratch: &mut self.scratch,
         };
