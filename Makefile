@@ -8,8 +8,6 @@ PROGRAMS := -p warren-tunnel -p warren-agent -p warren-cni -p warren-cli -p warr
 ELSEWHERE := tests/interop tests/hostile tests/cni tests/apiserver tests/cluster tests/image tests/deploy tests/selftest tests/vm
 # What the benchmark of the tunnel is built of.
 BENCH := $(PROGRAMS) -p warren-lab -p warren-hostile -p warren-bench
-# What the virtual machines are given.
-VM := $(PROGRAMS) -p warren-lab -p warren-storm
 # Release builds are linked statically, to run on any distribution and in an image that holds nothing else,
 # and name no directory of the machine that built them. Linking needs a named target: procedural macros are
 # shared libraries of the host.
@@ -90,9 +88,9 @@ test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a vir
 
 test-vm: deps ## machines with kernels of their own: reboots, power cuts, an earlier version; ACCEL=kvm or tcg, ONLY= a part of tests' names
 	tests/vm/prepare
-	$(call release,build) $(VM)
-	RUSTFLAGS="$(RELEASE_FLAGS)" tests/vm/earlier $(HOST)
-	$(call release,test) --no-fail-fast -p warren-vm -- $(ONLY)
+	$(CARGO) build --workspace --bins
+	tests/vm/earlier
+	$(CARGO) test --no-fail-fast -p warren-vm -- $(ONLY)
 
 test-apiserver: deps ## a bare Kubernetes control plane, its programs built from their modules
 	tests/helm/prepare

@@ -21,7 +21,7 @@ pub(crate) const GUEST_DIR: &str = "/opt/warren";
 /// Which of Warren's programs a machine is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// Those that were built with the tests.
+    /// Those in `WARREN_VM_PROGRAMS`, else those that were built with the tests.
     Current,
     /// Those of an earlier commit, which `tests/vm/earlier` names and builds.
     Earlier,
@@ -42,7 +42,11 @@ impl Version {
 pub(crate) fn pack(host: &Host, archive: &Path, earlier: bool) -> Result {
     let dir = host.dir().join("payload");
     for name in PROGRAMS {
-        strip(host, &bin(name)?, &dir.join("programs").join(name))?;
+        let program = match std::env::var_os("WARREN_VM_PROGRAMS") {
+            Some(programs) => Path::new(&programs).join(name),
+            None => bin(name)?,
+        };
+        strip(host, &program, &dir.join("programs").join(name))?;
         if earlier {
             let program = earlier_version()?.join(name);
             strip(host, &program, &dir.join("earlier").join(name))?;
