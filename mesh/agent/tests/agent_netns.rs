@@ -183,6 +183,7 @@ fn serve_uapi(path: &Path) -> (PublicKey, Arc<Mutex<Device>>) {
                         .collect();
                     for (peer, update) in device.peers.iter_mut().zip(&set.peers) {
                         peer.endpoint = update.endpoint;
+                        peer.path_probes = update.path_probes.unwrap_or_default();
                         peer.allowed_ips = update
                             .allowed_ips
                             .iter()
