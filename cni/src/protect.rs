@@ -236,8 +236,8 @@ mod tests {
     fn a_rule_in_another_chain_does_not_count() {
         let mut moved = listing();
         let egress = moved.remove("egress").unwrap();
-        moved.insert("not-hooked".into(), egress);
-        assert_eq!(missing_rules(&moved).len(), 4);
+        moved.insert("not-hooked".into(), egress.clone());
+        assert_eq!(missing_rules(&moved), egress);
     }
 
     #[test]
