@@ -207,9 +207,9 @@ mod tests {
         );
         assert_eq!(error[40..42], ADDRESS_UNREACHABLE);
         assert_eq!(error[48..], packet);
-        let mut whole = error[8..].to_vec();
-        whole.extend((icmp_len as u32).to_be_bytes());
+        let mut whole = (icmp_len as u32).to_be_bytes().to_vec();
         whole.extend([0, 0, 0, ICMPV6]);
+        whole.extend(&error[8..]);
         assert_eq!(Sum::default().plus(&whole).fold(), 0xffff);
         let long = super::tests::error(&v6(17, &[7; 2000])).unwrap();
         assert_eq!(long.len(), LARGEST_V6);
