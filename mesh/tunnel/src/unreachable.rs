@@ -207,7 +207,6 @@ mod tests {
         );
         assert_eq!(error[40..42], ADDRESS_UNREACHABLE);
         assert_eq!(error[48..], packet);
-        // What is added up two bytes at a time must not stand at an odd place.
         let mut whole = (icmp_len as u32).to_be_bytes().to_vec();
         whole.extend([0, 0, 0, ICMPV6]);
         whole.extend(&error[8..]);
