@@ -88,9 +88,8 @@ test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a vir
 
 test-vm: deps ## machines with kernels of their own: reboots, power cuts, an earlier version; ACCEL=kvm or tcg, ONLY= a part of tests' names
 	tests/vm/prepare
-	$(CARGO) build --workspace --bins
 	tests/vm/earlier
-	$(CARGO) test --no-fail-fast -p warren-vm -- $(ONLY)
+	tests/run tests/vm -- $(ONLY)
 
 test-apiserver: deps ## a bare Kubernetes control plane, its programs built from their modules
 	tests/helm/prepare
@@ -104,12 +103,12 @@ test-cluster: deps image ## a real Kubernetes of three nodes with Warren install
 
 test-kernel: deps ## end-to-end tests with the kernel's WireGuard, alone and mixed with warren-tunnel, in a virtual machine
 	tests/kernel/prepare
-	$(CARGO) build --workspace --bins
+	$(CARGO) build --workspace --all-targets
 	tests/kernel/run
 
 test-selftest: deps ## the scenarios of the kernel's own WireGuard selftest, with warren-tunnel at one end, in a virtual machine; ONLY= takes a part of their names
 	tests/kernel/prepare
-	$(CARGO) build --workspace --bins
+	$(CARGO) build --workspace --all-targets
 	tests/kernel/run kernel selftest $(ONLY)
 
 test-hostile: deps ## bad traffic against the real tunnel; LONG=1: ten million datagrams, ten minutes of silence
