@@ -28,9 +28,12 @@ impl World {
 
 fn rules() -> Result<ClearTextRules> {
     // The API server, kubelets, and what the test itself sends in clear, as any node does.
-    // 80, 443: a SYN to a Service whose rules kube-proxy is just changing takes the way to the outside, a
-    // pod's or, to the webhook, the API server's; it has no pod's address any more, and no marker yet.
-    let ports = [80, 443, 6443, 10250].into_iter().chain(ports_in_clear());
+    // 53, 80, 443: a question or a SYN to a Service whose rules kube-proxy is just changing takes the way to
+    // the outside, a pod's or, to the webhook, the API server's. It has no pod's address any more, and no
+    // marker yet.
+    let ports = [53, 80, 443, 6443, 10250]
+        .into_iter()
+        .chain(ports_in_clear());
     let both = |port| [Allow::Tcp(port), Allow::Udp(port)];
     let pod_ranges: Result<_, _> = CLUSTER_CIDRS.iter().map(|cidr| cidr.parse()).collect();
     Ok(ClearTextRules {
