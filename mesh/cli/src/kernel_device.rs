@@ -1,5 +1,6 @@
 //! The devices of the kernel's own WireGuard, in this network namespace.
 
+use tokio::runtime::Runtime;
 use warren_core::uapi::Device;
 use warren_netlink::wireguard::WireGuard;
 use warren_netlink::{Link, Netlink, NetlinkError};
@@ -54,12 +55,19 @@ pub(crate) fn read(name: &str) -> Result<ShownDevice, NetlinkError> {
 pub(crate) fn on_netlink<T>(
     work: impl AsyncFnOnce(&Netlink) -> Result<T, NetlinkError>,
 ) -> Result<T, NetlinkError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    runtime()?.block_on(async { work(&Netlink::open()?).await })
+}
+
+/// A runtime for netlink connections, on the calling thread.
+///
+/// # Errors
+/// [`NetlinkError::Socket`].
+pub(crate) fn runtime() -> Result<Runtime, NetlinkError> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| NetlinkError::Socket {
             operation: "start a runtime",
             source,
-        })?;
-    runtime.block_on(async { work(&Netlink::open()?).await })
+        })
 }

@@ -8,6 +8,7 @@ use warren_core::consts::{
 use warren_netlink::{Link, Netlink, NetlinkError, Route, Rule, protection, sysctl};
 
 use super::Report;
+use crate::kernel_device;
 
 /// What was found.
 pub(super) struct Kernel {
@@ -24,13 +25,7 @@ pub(super) struct Kernel {
 impl Kernel {
     /// Reads the calling thread's network namespace.
     pub(super) fn read(interface: &str) -> Result<Self, NetlinkError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|source| NetlinkError::Socket {
-                operation: "start a runtime",
-                source,
-            })?;
+        let runtime = kernel_device::runtime()?;
         let (netlink, links, routes, rules) = runtime.block_on(async {
             let netlink = Netlink::open()?;
             let links = netlink.links().await?;
