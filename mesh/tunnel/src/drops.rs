@@ -31,7 +31,8 @@ drop_reasons! {
     NoRoute = "no_route",
     /// The peer has no endpoint yet.
     NoEndpoint = "no_endpoint",
-    /// The peer's endpoint is reached through this very device: sending there would never end.
+    /// The peer's endpoint is reached through this very device, or a WireGuard's packet through so many tunnels
+    /// that they may be a circle: sending there would never end.
     EndpointLoop = "endpoint_loop",
     /// The device has no private key.
     NoPrivateKey = "no_private_key",

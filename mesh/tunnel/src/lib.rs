@@ -22,6 +22,7 @@ mod inner;
 mod key_pairs;
 pub mod lock;
 mod message;
+mod nesting;
 pub mod offload;
 pub mod options;
 mod outbox;
@@ -59,7 +60,7 @@ mod wiped;
 mod zone;
 
 pub use drops::{DropReason, Drops};
-pub use engine::{ApplyError, Counters, Engine, EngineConfig, PathQuery};
+pub use engine::{ApplyError, Counters, Engine, EngineConfig, PathQuery, WayOut};
 pub use key_pairs::MessageLimits;
 pub use outbox::Outbox;
 pub use shards::{Place, ShardId};

@@ -29,6 +29,8 @@ pub struct Way {
     /// Whether it is to leave in pieces that every IPv6 path takes: it is known not to arrive in
     /// one, and the kernel is not.
     pub in_pieces: bool,
+    /// How many hops it may take; `None`: as many as the kernel gives.
+    pub hops: Option<u8>,
 }
 
 impl From<Endpoint> for Way {
@@ -37,6 +39,7 @@ impl From<Endpoint> for Way {
             endpoint,
             rides: true,
             in_pieces: false,
+            hops: None,
         }
     }
 }

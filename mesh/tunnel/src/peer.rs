@@ -1,35 +1,32 @@
 //! One peer: its configuration, its session, and what it counts.
 
+mod endpoint;
+mod one_piece;
+mod probes;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use warren_core::consts::{OVERHEAD_V4, OVERHEAD_V6};
 use warren_keyring::{PresharedKey, PublicKey};
 
+pub(crate) use self::one_piece::OnePiece;
+use self::one_piece::outer_overhead;
 use crate::drops::{DropReason, Drops};
 use crate::inner::padded_len;
-use crate::outbox::{Outbox, Way};
+use crate::nesting::hops_left;
+use crate::outbox::Outbox;
 use crate::outcome::{Opened, Sealed};
 use crate::pace::Pace;
 use crate::path_notes::DropNotes;
-use crate::path_probe::{BASE, MESSAGE_LEN, PathProbe, ProbeMessage};
+use crate::path_probe::{BASE, PathProbe};
 use crate::queue::{QueuePool, WaitingQueue};
 use crate::session::{Session, room_for};
 use crate::source::{Endpoint, Source};
 use crate::time::Now;
 use crate::unreachable::Told;
 
-/// How often an active peer's path is measured again.
-const PATH_QUERY_EVERY: Duration = Duration::from_secs(10);
-
-/// And that of one whose endpoint is reached through the device itself.
-const LOOP_QUERY_EVERY: Duration = Duration::from_secs(1);
-
 /// The shortest time between two initiations of one peer that are both answered.
 const INITIATION_EVERY: Duration = Duration::from_millis(20);
-
-/// Bytes of a data message that are not the inner packet's: its header and its tag.
-const OVERHEAD_DATA: usize = 32;
 
 /// What the device lends to a peer while it handles one input.
 pub(crate) struct Context<'a> {
@@ -57,6 +54,8 @@ pub(crate) struct Peer {
     /// It is not well: what is sent there comes back as a packet to be sent there, larger each time. So
     /// nothing is.
     pub(crate) endpoint_loops: bool,
+    /// The endpoint is reached by another tunnel of this host, which may lead back here.
+    pub(crate) endpoint_in_tunnel: bool,
     /// The address of ours that its last authentic message came to.
     pub(crate) source: Option<Source>,
     /// The way back is by the link that it came by; else the kernel chooses our address.
@@ -98,44 +97,6 @@ pub(crate) struct Peer {
     pub(crate) one_piece: OnePiece,
 }
 
-/// Which datagrams arrive in one piece. Routers fragment IPv4; of IPv6 only the sender does, and the
-/// kernel where a route or a "packet too big" tells it to. What the probes found it does not know.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct OnePiece {
-    largest: usize,
-    tell_kernel: bool,
-}
-
-impl OnePiece {
-    /// `arrives` bytes do, outer headers included; `found` by probes, else the kernel says so.
-    pub(crate) fn new(endpoint: SocketAddr, arrives: u32, found: bool) -> Self {
-        let headers = outer_overhead(endpoint) - OVERHEAD_DATA;
-        Self {
-            largest: (arrives as usize).saturating_sub(headers),
-            tell_kernel: found && endpoint.is_ipv6(),
-        }
-    }
-
-    const UNKNOWN: Self = Self {
-        largest: usize::MAX,
-        tell_kernel: false,
-    };
-
-    /// Makes what was sealed a datagram.
-    #[inline]
-    fn commit(self, ctx: &mut Context<'_>, len: usize, endpoint: Endpoint) {
-        let fits = len <= self.largest;
-        *ctx.fragmented += u64::from(!fits);
-        let in_pieces = self.tell_kernel && !fits;
-        let way = Way {
-            endpoint,
-            rides: fits,
-            in_pieces,
-        };
-        ctx.out.datagrams.commit(len, way);
-    }
-}
-
 impl Peer {
     pub(crate) fn new(public_key: PublicKey, inner_mtu: usize) -> Self {
         Self {
@@ -144,6 +105,7 @@ impl Peer {
             endpoint: None,
             endpoint_within: false,
             endpoint_loops: false,
+            endpoint_in_tunnel: false,
             source: None,
             source_good: false,
             endpoint_before: None,
@@ -176,16 +138,6 @@ impl Peer {
             address: self.endpoint?,
             source: self.source.filter(|_| self.source_good),
         })
-    }
-
-    /// Notes whether the way to the endpoint is by the link that the source came by.
-    pub(crate) fn note_source(&mut self, good: bool) {
-        self.source_good = good;
-    }
-
-    /// Leaves the choice of our address to the kernel, until the peer is heard again.
-    pub(crate) fn forget_source(&mut self) {
-        self.source = None;
     }
 
     pub(crate) fn keepalive(&self) -> Option<Duration> {
@@ -226,6 +178,11 @@ impl Peer {
             return false;
         };
         if self.endpoint_loops {
+            ctx.drops.count(DropReason::EndpointLoop);
+            return false;
+        }
+        let hops = hops_around(self.endpoint_in_tunnel, packet);
+        if hops == Some(0) {
             ctx.drops.count(DropReason::EndpointLoop);
             return false;
         }
@@ -273,7 +230,7 @@ impl Peer {
             }
         };
         if let Some(len) = message {
-            self.one_piece.commit(ctx, len, endpoint);
+            self.one_piece.commit(ctx, len, endpoint, hops);
             self.tx_bytes += len as u64;
         }
         if self.path_probes
@@ -294,63 +251,6 @@ impl Peer {
         !std::mem::replace(&mut self.wanted, true)
     }
 
-    /// Asks for the sizes that are to be asked for.
-    fn send_probes(&mut self, ctx: &mut Context<'_>) {
-        while let Some(size) = self.probe.poll_ask() {
-            let overhead = self.endpoint.map_or(0, outer_overhead);
-            let len = (size as usize).saturating_sub(overhead).max(MESSAGE_LEN);
-            self.send_probe(ctx, ProbeMessage::Ask(size), len);
-        }
-    }
-
-    fn send_probe(&mut self, ctx: &mut Context<'_>, message: ProbeMessage, len: usize) {
-        let (Some(endpoint), Some(session)) = (self.way(), &mut self.session) else {
-            return;
-        };
-        if self.endpoint_loops || !session.sendable(ctx.now.monotonic) {
-            return;
-        }
-        message.write(&mut ctx.scratch[..len]);
-        let Some(room) = ctx.out.datagrams.room(room_for(len)) else {
-            return;
-        };
-        if let Sealed::Data(sent) = session.seal(ctx.now.monotonic, &ctx.scratch[..len], room) {
-            // A probe is about its own size: never in pieces, nor with others.
-            let way = Way {
-                rides: false,
-                ..endpoint.into()
-            };
-            ctx.out.datagrams.commit(sent, way);
-            self.tx_bytes += sent as u64;
-        }
-    }
-
-    /// Answers a probe, or takes the answer to one.
-    pub(crate) fn handle_probe(&mut self, ctx: &mut Context<'_>, message: ProbeMessage) {
-        match message {
-            ProbeMessage::Ask(size) => {
-                self.send_probe(ctx, ProbeMessage::Answer(size), MESSAGE_LEN);
-            }
-            ProbeMessage::Answer(size) => {
-                let changed = self.probe.handle_answer(ctx.now.monotonic, size);
-                self.note_path_limit(ctx.now.monotonic, changed);
-            }
-        }
-    }
-
-    fn note_path_limit(&mut self, now: Instant, changed: bool) {
-        if changed {
-            let path_mtu_bytes = self.probe.limit(now);
-            tracing::info!(
-                peer = %self.public_key,
-                path_mtu_bytes,
-                "the largest packet that arrives has changed"
-            );
-            // Measured anew, the inner MTU follows.
-            self.path_asked_at = None;
-        }
-    }
-
     /// Sends what has waited for a session, as much as the outbox takes.
     pub(crate) fn send_waiting(&mut self, ctx: &mut Context<'_>) {
         let Some(endpoint) = self.way().filter(|_| !self.endpoint_loops) else {
@@ -360,18 +260,24 @@ impl Peer {
             return;
         };
         let now = ctx.now.monotonic;
-        let one_piece = self.one_piece;
+        let (one_piece, in_tunnel) = (self.one_piece, self.endpoint_in_tunnel);
         while !ctx.out.is_full()
             && let Some(room) = ctx.out.datagrams.room(room_for(65_535))
             && let Some(len) = session.next_kept(now, room)
         {
-            one_piece.commit(ctx, len, endpoint);
+            one_piece.commit(ctx, len, endpoint, None);
             self.tx_bytes += len as u64;
         }
         while session.sendable(now) && !ctx.out.is_full() {
             let Some(len) = self.waiting.peek(ctx.pool, ctx.scratch) else {
                 return;
             };
+            let hops = hops_around(in_tunnel, &ctx.scratch[..len]);
+            if hops == Some(0) {
+                self.waiting.pop(ctx.pool);
+                ctx.drops.count(DropReason::EndpointLoop);
+                continue;
+            }
             let padded = padded_len(len, self.inner_mtu);
             ctx.scratch[len..padded].fill(0);
             let Some(room) = ctx.out.datagrams.room(room_for(padded)) else {
@@ -383,7 +289,7 @@ impl Peer {
             }
             self.waiting.pop(ctx.pool);
             let Sealed::Data(len) = sealed else { return };
-            one_piece.commit(ctx, len, endpoint);
+            one_piece.commit(ctx, len, endpoint, hops);
             self.tx_bytes += len as u64;
         }
     }
@@ -484,65 +390,6 @@ impl Peer {
         Ok((opened, roamed))
     }
 
-    /// Whether the path to the peer is to be measured (anew).
-    pub(crate) fn path_query_due(&self, now: Instant) -> bool {
-        let every = match self.endpoint_loops {
-            true => LOOP_QUERY_EVERY,
-            false => PATH_QUERY_EVERY,
-        };
-        self.endpoint.is_some()
-            && self
-                .path_asked_at
-                .is_none_or(|at| now.saturating_duration_since(at) >= every)
-    }
-
-    /// Notes that the way to the endpoint leads through the device itself. A source that was
-    /// followed there is left again; an endpoint that was set stays, and nothing is sent to it.
-    pub(crate) fn note_endpoint_loops(&mut self, now: Instant) {
-        if let Some(before) = self.endpoint_before.take() {
-            tracing::debug!(
-                peer = %self.public_key, endpoint = %before,
-                "the peer is not followed to an address behind this device"
-            );
-            self.not_followed = self.endpoint.replace(before).zip(Some(now));
-            self.source = None;
-            self.path_asked_at = None;
-            self.probe = PathProbe::default();
-        } else if !self.endpoint_loops {
-            tracing::warn!(
-                peer = %self.public_key, endpoint = self.endpoint.map(tracing::field::display),
-                "the way to the peer's endpoint leads through the tunnel itself; nothing is sent \
-                 there until endpoint or routes change"
-            );
-            self.endpoint_loops = true;
-        }
-    }
-
-    /// Notes that the way to the endpoint is another one than through the device itself.
-    pub(crate) fn note_endpoint_good(&mut self) {
-        self.endpoint_loops = false;
-        self.endpoint_before = None;
-    }
-
-    pub(crate) fn set_endpoint(&mut self, endpoint: SocketAddr) -> bool {
-        // Also for the endpoint that it has: that is the way to have the choice made anew.
-        self.source = None;
-        if self.endpoint == Some(endpoint) {
-            return false;
-        }
-        self.endpoint = Some(endpoint);
-        self.path_asked_at = None;
-        self.probe = PathProbe::default();
-        self.endpoint_within = false;
-        self.endpoint_loops = false;
-        self.endpoint_before = None;
-        self.not_followed = None;
-        if let Some(session) = &mut self.session {
-            session.endpoint_changed();
-        }
-        true
-    }
-
     #[inline]
     fn rekey_if_due(&mut self, ctx: &mut Context<'_>) {
         if self.session.as_ref().is_some_and(Session::is_rekey_due) {
@@ -554,43 +401,6 @@ impl Peer {
         self.last_handshake = Some(ctx.now);
         tracing::debug!(peer = %self.public_key, "handshake complete");
         self.send_waiting(ctx);
-    }
-
-    /// Books an authenticated message; only those move the endpoint. Tells whether they did.
-    #[inline]
-    fn received(&mut self, now: Instant, from: Endpoint, len: usize) -> bool {
-        self.rx_bytes += len as u64;
-        if self.endpoint == Some(from.address) {
-            if self.source != from.source {
-                self.set_source(from.source);
-            }
-            return false;
-        }
-        if self.not_followed.is_some_and(|(address, at)| {
-            address == from.address && now.saturating_duration_since(at) < PATH_QUERY_EVERY
-        }) {
-            return false;
-        }
-        tracing::debug!(peer = %self.public_key, endpoint = %from.address, "peer roamed");
-        let before = self.endpoint.replace(from.address);
-        if !self.endpoint_loops && self.endpoint_before.is_none() {
-            self.endpoint_before = before;
-        }
-        self.endpoint_within = false;
-        self.endpoint_loops = false;
-        self.set_source(from.source);
-        self.path_asked_at = None;
-        self.probe = PathProbe::default();
-        true
-    }
-
-    fn set_source(&mut self, source: Option<Source>) {
-        let link = |source: Option<Source>| source.map(|source| source.link);
-        if link(self.source) != link(source) {
-            self.path_asked_at = None;
-        }
-        self.source = source;
-        self.source_good = true;
     }
 
     fn emit(
@@ -615,12 +425,8 @@ impl Peer {
     }
 }
 
-/// Bytes of an outer packet that are not the inner packet's.
-fn outer_overhead(endpoint: SocketAddr) -> usize {
-    let overhead = if endpoint.is_ipv4() {
-        OVERHEAD_V4
-    } else {
-        OVERHEAD_V6
-    };
-    overhead as usize
+/// The hops that the datagram around a packet may have, as of [`hops_left`]; asked only in another tunnel.
+#[inline]
+fn hops_around(in_tunnel: bool, packet: &[u8]) -> Option<u8> {
+    in_tunnel.then(|| hops_left(packet)).flatten()
 }

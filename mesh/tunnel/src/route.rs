@@ -1,4 +1,4 @@
-//! Asks the kernel by which link a datagram would leave, and hears of it when that may have changed.
+//! Asks the kernel by which link a datagram would leave, what that is, and hears of it when that may have changed.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::link::{LinkLayerType, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::sys::socket::{
@@ -13,8 +14,8 @@ use nix::sys::socket::{
     send, socket,
 };
 
-/// An answer is one message of a few hundred bytes.
-const ANSWER_BYTES: usize = 8 << 10;
+/// An answer is one message; of a link it is the largest, some kilobytes.
+const ANSWER_BYTES: usize = 32 << 10;
 
 /// The shortest time between two changes that are acted on: a thousand routes may change at once.
 const CHANGES_EVERY: Duration = Duration::from_secs(1);
@@ -100,7 +101,39 @@ pub(crate) fn outgoing_link(
     mark: u32,
 ) -> io::Result<Option<u32>> {
     let question = question(endpoint, source, mark);
-    let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question));
+    Ok(match ask(RouteNetlinkMessage::GetRoute(question))? {
+        Some(RouteNetlinkMessage::NewRoute(route)) => {
+            route
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    RouteAttribute::Oif(link) => Some(*link),
+                    _ => None,
+                })
+        }
+        // No route, or one that refuses.
+        _ => None,
+    })
+}
+
+/// Tells whether a link is a tunnel of packets without link addresses, as WireGuard's and TUN devices are.
+///
+/// # Errors
+/// What the kernel says about the netlink socket.
+pub(crate) fn is_tunnel(link: u32) -> io::Result<bool> {
+    let mut question = LinkMessage::default();
+    question.header.index = link;
+    Ok(match ask(RouteNetlinkMessage::GetLink(question))? {
+        Some(RouteNetlinkMessage::NewLink(link)) => {
+            link.header.link_layer_type == LinkLayerType::None
+        }
+        _ => false,
+    })
+}
+
+/// Asks the kernel one thing; `None` where it has no answer.
+fn ask(question: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+    let mut message = NetlinkMessage::from(question);
     message.header.flags = NLM_F_REQUEST;
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -119,14 +152,7 @@ pub(crate) fn outgoing_link(
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer[..len])
         .map_err(io::Error::other)?;
     Ok(match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => route
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                RouteAttribute::Oif(link) => Some(*link),
-                _ => None,
-            }),
-        // No route, or one that refuses.
+        NetlinkPayload::InnerMessage(answer) => Some(answer),
         _ => None,
     })
 }
@@ -172,5 +198,6 @@ mod tests {
             let found = outgoing_link(endpoint.parse().unwrap(), None, 0).unwrap();
             assert_eq!(found, Some(lo), "{endpoint}");
         }
+        assert!(!is_tunnel(lo).unwrap());
     }
 }

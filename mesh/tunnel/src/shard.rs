@@ -10,12 +10,14 @@
 //! other shards: rings + the same eventfd, see `shards.rs`
 //! ```
 
+mod device;
+mod handshakes;
 mod mates;
 mod status;
 mod wait;
+mod ways;
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::mpsc::{SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
@@ -27,25 +29,19 @@ use crate::control::{Accepted, Command};
 use crate::engine::{ApplyError, Engine};
 use crate::offload::Offloads;
 use crate::outbox::Outbox;
-use crate::route::{RouteWatch, outgoing_link};
+use crate::route::RouteWatch;
 use crate::shards::ring::Kind;
 use crate::share::Share;
-use crate::source::Source;
 use crate::spin::Spin;
 use crate::time::Now;
-use crate::tun::{FRAME_ROOM, Tun, TunError, TunWriter};
-use crate::udp::{
-    BATCH, Lane, ReceiveArena, Sender, Udp, UdpBook, UdpCounters, UdpError, path_mtu,
-};
+use crate::tun::{FRAME_ROOM, Tun, TunWriter};
+use crate::udp::{BATCH, Lane, ReceiveArena, Sender, Udp, UdpBook, UdpCounters, UdpError};
 
 pub use mates::Mates;
 pub use status::{FrameCounters, ShardStatus, ShardSummary};
 
 /// The MTU of a new TUN device in bytes, until the agent sets the underlay's.
 pub const NEW_TUN_MTU: u32 = 1420;
-/// How often a TUN device that was deleted by others is made anew.
-const REOPEN_EVERY: Duration = Duration::from_secs(1);
-
 /// Why a `set` was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SetError {
@@ -134,11 +130,6 @@ const HANDSHAKES: u64 = u64::MAX;
 const TURN_BYTES: usize = 512 << 10;
 /// The fewest messages of data that are received at once.
 const LEAST_BATCH: usize = 8;
-/// The most handshakes that are taken from one socket before it is another one's turn.
-const HANDSHAKE_BATCH: usize = 32;
-/// The most sockets for handshakes that are told to be readable at once: more than there are.
-const MAX_READY: usize = 128;
-
 impl Shard {
     /// Makes the loop of its parts.
     ///
@@ -301,73 +292,6 @@ impl Shard {
         self.flush();
     }
 
-    /// Receives handshakes, a few of each socket by turns: all that there are, or under load what
-    /// their share of time allows.
-    fn receive_handshakes(&mut self, now: Now) {
-        self.share.begin();
-        // By turns the one or the other comes first, for either alone can use up the share.
-        if !self.share.is_used_up() {
-            self.backlog_first = !self.backlog_first;
-            if self.backlog_first {
-                self.work_off_backlog(now);
-            }
-        }
-        let mut events = [EpollEvent::empty(); MAX_READY];
-        'looks: while !self.share.is_used_up() {
-            let count = match self.handshakes.wait(&mut events, EpollTimeout::ZERO) {
-                Ok(0) | Err(_) => break,
-                Ok(count) => count,
-            };
-            // The one that the last look did not come to is first.
-            let ready = &mut events[..count];
-            ready.sort_unstable_by_key(|event| (event.data() < self.next_lane, event.data()));
-            for event in ready {
-                if self.share.is_used_up() {
-                    break 'looks;
-                }
-                self.next_lane = event.data() + 1;
-                let lane = event.data() as usize;
-                let Some(socket) = self.udp.lanes(Lane::Handshakes).nth(lane) else {
-                    continue;
-                };
-                match self.received.receive(socket, HANDSHAKE_BATCH) {
-                    Ok(count) => self.handle_received(now, count),
-                    Err(error) => self.note_receive_error(&error),
-                }
-            }
-        }
-        self.work_off_backlog(now);
-        self.flush();
-        let was_polled = self.share.is_polled();
-        let under_load = self.engine.is_under_load(now);
-        if self.share.end(now.monotonic, under_load)
-            && let Ok(secret) = getrandom::u32()
-        {
-            let known = self.engine.addresses().collect();
-            self.udp.reshuffle(secret, known);
-        }
-        if was_polled != self.share.is_polled() {
-            self.engine.hold_backlog(self.share.is_polled());
-            // While they are looked for by the clock, their arrival wakes nobody.
-            let flags = match self.share.is_polled() {
-                true => EpollFlags::empty(),
-                false => EpollFlags::EPOLLIN,
-            };
-            let mut event = EpollEvent::new(flags, HANDSHAKES);
-            if let Err(error) = self.epoll.modify(&self.handshakes.0, &mut event) {
-                tracing::error!(%error, "cannot change how the sockets for handshakes are watched");
-            }
-        }
-    }
-
-    /// Does the key exchanges that wait, under load, as far as their share of time goes.
-    fn work_off_backlog(&mut self, now: Now) {
-        while self.share.is_polled()
-            && !self.share.is_used_up()
-            && self.engine.handle_backlog(now, &mut self.out)
-        {}
-    }
-
     fn handle_received(&mut self, now: Now, count: usize) {
         self.frames.udp_rx += count as u64;
         for n in 0..count {
@@ -423,18 +347,7 @@ impl Shard {
             self.engine.handle_routes_changed();
             self.sender.forget_refusals();
         }
-        while let Some(query) = self.engine.poll_path_query() {
-            if let Some(source) = query.source {
-                let good = self.is_way_by(query.endpoint, source);
-                self.engine.handle_path_source(query, good);
-            }
-            let through_device = self.is_way_through_tun(query.endpoint);
-            if self.engine.handle_way(now, query, through_device)
-                && let Ok(path_mtu_bytes) = path_mtu(query.endpoint, self.udp.mark())
-            {
-                self.engine.handle_path_mtu(now, query, path_mtu_bytes);
-            }
-        }
+        self.answer_path_queries(now);
         if self.reopen_at.is_some_and(|at| at <= now.monotonic) {
             self.reopen_tun(now.monotonic);
         }
@@ -450,25 +363,6 @@ impl Shard {
             let addresses = self.engine.own_addresses().collect();
             self.mates.tell_addresses(now.monotonic, addresses);
         }
-    }
-
-    /// Whether what is sent to the endpoint would come back to us as a packet to be sent.
-    fn is_way_through_tun(&self, endpoint: SocketAddr) -> bool {
-        let tun = self.tun.as_ref().and_then(|tun| tun.index().ok());
-        let way = outgoing_link(endpoint, None, self.udp.mark())
-            .ok()
-            .flatten();
-        tun.is_some() && tun == way
-    }
-
-    /// Whether the way back to a peer, from the address of ours that it speaks to, is by the link
-    /// that its datagrams come by. As in the kernel's WireGuard, only IPv4 is asked for it.
-    fn is_way_by(&self, endpoint: SocketAddr, source: Source) -> bool {
-        if endpoint.is_ipv6() {
-            return true;
-        }
-        let way = outgoing_link(endpoint, Some(source.address), self.udp.mark());
-        matches!(way, Ok(Some(link)) if link == source.link)
     }
 
     /// Carries out what other threads have asked for; tells whether to stop.
@@ -600,55 +494,6 @@ impl Shard {
         tun.with_sockets(self.udp.offloads())
     }
 
-    /// A device that somebody has deleted reads as broken for ever.
-    fn lose_tun(&mut self, now: Instant, error: &io::Error) {
-        self.tun_read_errors += 1;
-        if let Some(tun) = self.tun.take() {
-            // Other shards may hold the same queue, so that closing it does not take it out.
-            let _ = self.epoll.delete(tun.as_fd());
-        }
-        if !self.mates.leads() {
-            tracing::debug!(interface = self.interface, %error, "the TUN queue is gone");
-        } else if self.remake_tun {
-            tracing::warn!(interface = self.interface, %error, "the TUN device is gone; making it anew");
-            self.reopen_at = Some(now);
-        } else {
-            tracing::info!(interface = self.interface, %error, "the TUN device is gone; ending");
-        }
-    }
-
-    fn reopen_tun(&mut self, now: Instant) {
-        let opened: Result<Vec<Tun>, TunError> = Tun::open_shards(
-            &self.interface,
-            NEW_TUN_MTU,
-            true,
-            self.udp.allowed(),
-            self.udp.shards(),
-            self.mates.steering(),
-        );
-        match opened {
-            Ok(mut queues) => {
-                let own = queues.remove(0);
-                match watch_tun(&self.epoll, &own) {
-                    Ok(()) => {
-                        tracing::info!(interface = self.interface, "the TUN device is back");
-                        self.tun = Some(own);
-                        self.reopen_at = None;
-                        self.mates.hand_out(queues);
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot watch the TUN device");
-                        self.reopen_at = Some(now + REOPEN_EVERY);
-                    }
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot make the TUN device anew");
-                self.reopen_at = Some(now + REOPEN_EVERY);
-            }
-        }
-    }
-
     fn timeout(&mut self, now: Instant) -> EpollTimeout {
         let due = self
             .engine
@@ -658,6 +503,7 @@ impl Shard {
             .chain(self.share.deadline())
             .chain(self.mates.addresses_due())
             .chain(self.routes.as_ref().and_then(RouteWatch::due))
+            .chain(self.engine.has_path_queries().then_some(now))
             .min();
         let Some(due) = due else {
             return EpollTimeout::NONE;

@@ -17,7 +17,7 @@ use warren_core::AllowedIps;
 use warren_keyring::{PrivateKey, PublicKey};
 
 pub use config::ApplyError;
-pub use paths::PathQuery;
+pub use paths::{PathQuery, WayOut};
 
 use crate::clock::StampClock;
 use crate::drops::{DropReason, Drops};

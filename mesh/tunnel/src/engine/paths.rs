@@ -21,6 +21,17 @@ pub struct PathQuery {
     pub source: Option<Source>,
 }
 
+/// By what the way to an endpoint leaves this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WayOut {
+    /// A link to the network.
+    Network,
+    /// Another tunnel.
+    Tunnel,
+    /// The very device whose peer it is.
+    Device,
+}
+
 impl Engine {
     /// Returns the next peer whose path is to be measured, see [`Engine::handle_path_mtu`].
     pub fn poll_path_query(&mut self) -> Option<PathQuery> {
@@ -36,6 +47,11 @@ impl Engine {
             }
         }
         None
+    }
+
+    /// Whether a peer's path is to be measured.
+    pub fn has_path_queries(&self) -> bool {
+        !self.path_queries.is_empty()
     }
 
     /// Takes the path's MTU in bytes, outer headers included: padding will not exceed it.
@@ -74,11 +90,13 @@ impl Engine {
     }
 
     /// Asks anew for the ways to all peers that are answered from an address of their choice, or
-    /// whose endpoint was within this device: our addresses or routes have changed.
+    /// whose endpoint was within this device or another tunnel: our addresses or routes have changed.
     pub fn handle_routes_changed(&mut self) {
         for id in self.by_key.values() {
             let peer = self.peers[id.slot()].as_ref();
-            if peer.is_some_and(|peer| peer.source.is_some() || peer.endpoint_within) {
+            if peer.is_some_and(|peer| {
+                peer.source.is_some() || peer.endpoint_within || peer.endpoint_in_tunnel
+            }) {
                 self.path_queries.push_back(*id);
             }
         }
@@ -95,15 +113,17 @@ impl Engine {
         }
     }
 
-    /// Takes whether the way to the endpoint leads through this very device, and tells whether it may be gone
+    /// Takes by what the way to the endpoint leads out. Of this very device it tells whether it may be gone
     /// all the same: where it leads on to another peer, whose own way does not come back. Else the peer is
     /// not followed there; if it was told to be there, nothing is sent to it until that or the routes change.
-    pub fn handle_way(&mut self, now: Now, query: PathQuery, through_device: bool) -> bool {
+    pub fn handle_way(&mut self, now: Now, query: PathQuery, way: WayOut) -> bool {
+        let through_device = way == WayOut::Device;
         let good = !through_device || self.leads_on(&query);
         if let Some(Some(peer)) = self.peers.get_mut(query.peer.slot())
             && peer.endpoint == Some(query.endpoint)
         {
             peer.endpoint_within = through_device;
+            peer.endpoint_in_tunnel = way == WayOut::Tunnel;
             if !good {
                 peer.note_endpoint_loops(now.monotonic);
             }

@@ -1,14 +1,14 @@
 //! What goes along with a datagram beside its bytes (control messages): the address of ours that it
-//! came to or leaves from, and how a train is split.
+//! came to or leaves from, how a train is split, and how many hops are left.
 
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::source::Source;
 
-/// The room for an address of ours and for the length of a train's datagrams.
-const CONTROL_BYTES: usize =
-    padded_space(mem::size_of::<libc::in6_pktinfo>()) + padded_space(mem::size_of::<libc::c_int>());
+/// The room for an address of ours, for the length of a train's datagrams and for their hops.
+const CONTROL_BYTES: usize = padded_space(mem::size_of::<libc::in6_pktinfo>())
+    + 2 * padded_space(mem::size_of::<libc::c_int>());
 
 /// What `CMSG_SPACE` gives, which is no constant function: a header and the data, each padded.
 const fn padded_space(data: usize) -> usize {
@@ -45,6 +45,16 @@ impl Control {
     /// Has the kernel split what is sent into datagrams of that many bytes. Comes before a source.
     pub(crate) fn push_segment_len(&mut self, bytes: u16) {
         self.push(libc::SOL_UDP, libc::UDP_SEGMENT, bytes);
+        self.len_without_source = self.len;
+    }
+
+    /// Has the kernel send it with so many hops, 1 to 255, to an endpoint of this family. Comes before a source.
+    pub(crate) fn push_hops(&mut self, endpoint: &SocketAddr, hops: u8) {
+        let (level, kind) = match endpoint {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TTL),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT),
+        };
+        self.push(level, kind, libc::c_int::from(hops));
         self.len_without_source = self.len;
     }
 
@@ -208,7 +218,7 @@ mod tests {
     fn the_room_is_what_the_macro_says() {
         // SAFETY: it only computes.
         let space = unsafe {
-            libc::CMSG_SPACE(mem::size_of::<libc::in6_pktinfo>() as u32) + libc::CMSG_SPACE(4)
+            libc::CMSG_SPACE(mem::size_of::<libc::in6_pktinfo>() as u32) + 2 * libc::CMSG_SPACE(4)
         };
         assert_eq!(CONTROL_BYTES, space as usize);
     }

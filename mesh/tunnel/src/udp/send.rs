@@ -14,7 +14,6 @@ use super::control::Control;
 use super::trains::{MAX_DATAGRAMS, Train, Trains};
 use super::{Lanes, Udp, UdpBook};
 use crate::outbox::{Arena, Outbox, Way};
-use crate::source::Endpoint;
 use crate::sys::{check, wait_writable};
 
 /// The messages of one system call, and the slices that they are made of: neighbours in the outbox
@@ -120,7 +119,7 @@ struct Batch {
 /// A train in the kernel's forms.
 #[derive(Debug)]
 struct Item {
-    endpoint: Endpoint,
+    way: Way,
     count: usize,
     segment_len: usize,
     slices: Range<usize>,
@@ -144,21 +143,25 @@ impl Batch {
     fn push(&mut self, train: &Train, slices: impl Iterator<Item = Range<usize>>) {
         let first = self.slices.len();
         self.slices.extend(slices);
-        self.push_item(train.way.endpoint, train.count, train.segment_len, first);
+        self.push_item(train.way, train.count, train.segment_len, first);
     }
 
     /// Adds an item of the slices from `first` on.
-    fn push_item(&mut self, endpoint: Endpoint, count: usize, segment_len: usize, first: usize) {
+    fn push_item(&mut self, way: Way, count: usize, segment_len: usize, first: usize) {
+        let endpoint = way.endpoint;
         let mut control = Control::EMPTY;
         if count > 1 {
             // What rides in trains fits a link, and those have at most 65,535 bytes.
             control.push_segment_len(segment_len as u16);
         }
+        if let Some(hops) = way.hops {
+            control.push_hops(&endpoint.address, hops);
+        }
         if let Some(source) = endpoint.source {
             control.push_source(source);
         }
         self.items.push(Item {
-            endpoint,
+            way,
             count,
             segment_len,
             slices: first..self.slices.len(),
@@ -181,7 +184,7 @@ impl Batch {
             match self.send_from(sent, arena) {
                 Ok(now) => {
                     for item in &self.items[sent..sent + now] {
-                        book.note_sent(&item.endpoint.address);
+                        book.note_sent(&item.way.endpoint.address);
                     }
                     sent += now;
                 }
@@ -196,7 +199,7 @@ impl Batch {
                     {
                         // EIO: the way's device computes no checksums. Else the way has become
                         // too narrow a moment ago, or it is not about the train.
-                        let address = self.items[sent].endpoint.address;
+                        let address = self.items[sent].way.endpoint.address;
                         if code == libc::EIO && refusing.len() < MAX_REFUSING {
                             tracing::info!(endpoint = %address, "the way takes no trains of datagrams");
                             refusing.insert(address);
@@ -210,9 +213,9 @@ impl Batch {
                         if self.items[sent].control.has_source() =>
                     {
                         // Perhaps the address is ours no more: the kernel's choice is as good.
-                        let refused = self.items[sent].endpoint;
+                        let refused = self.items[sent].way.endpoint;
                         for item in &mut self.items[sent..] {
-                            if item.endpoint == refused {
+                            if item.way.endpoint == refused {
                                 item.control.drop_source();
                             }
                         }
@@ -221,7 +224,7 @@ impl Batch {
                     _ => {
                         // Of the first of the rest; the others are tried.
                         let item = &self.items[sent];
-                        book.note_lost(item.endpoint.address, &error, item.count);
+                        book.note_lost(item.way.endpoint.address, &error, item.count);
                         sent += 1;
                     }
                 },
@@ -283,7 +286,7 @@ impl Batch {
                 let end = (start + train.segment_len).min(slice.end);
                 let first = singles.slices.len();
                 singles.slices.push(start..end);
-                singles.push_item(train.endpoint, 1, end - start, first);
+                singles.push_item(train.way, 1, end - start, first);
             }
         }
     }
