@@ -88,7 +88,7 @@ test-interop: deps ## warren-tunnel with other WireGuards, the kernel's in a vir
 
 test-vm: deps ## machines with kernels of their own: reboots, power cuts, an earlier version; ACCEL=kvm or tcg, ONLY= a part of tests' names
 	tests/vm/prepare
-	tests/vm/earlier
+	tests/vm/earlier $(ONLY)
 	tests/run tests/vm -- $(ONLY)
 
 test-apiserver: deps ## a bare Kubernetes control plane, its programs built from their modules
@@ -101,10 +101,10 @@ test-cluster: deps image ## a real Kubernetes of three nodes with Warren install
 	tests/helm/prepare
 	KEEP=$(KEEP) tests/run tests/cluster -- --nocapture $(ONLY)
 
-test-kernel: deps ## end-to-end tests with the kernel's WireGuard, alone and mixed with warren-tunnel, in a virtual machine
+test-kernel: deps ## end-to-end tests with the kernel's WireGuard, alone and mixed with warren-tunnel, in a virtual machine; ONLY="kernel connectivity": that of the list (tests/kernel/run)
 	tests/kernel/prepare
 	$(CARGO) build --workspace --all-targets
-	tests/kernel/run
+	tests/kernel/run $(ONLY)
 
 test-selftest: deps ## the scenarios of the kernel's own WireGuard selftest, with warren-tunnel at one end, in a virtual machine; ONLY= takes a part of their names
 	tests/kernel/prepare

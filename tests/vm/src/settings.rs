@@ -47,7 +47,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// So many machines, and of the environment: `WARREN_VM_PROCESSORS` (1), `WARREN_VM_MEMORY` in MiB (512),
+    /// So many machines, and of the environment: `WARREN_VM_PROCESSORS` (2), `WARREN_VM_MEMORY` in MiB (512),
     /// `WARREN_VM_FAMILY` (`v4`, `v6`, `dual`; `dual`).
     ///
     /// # Errors
@@ -56,7 +56,7 @@ impl Settings {
     pub fn new(machines: u8) -> Result<Self> {
         let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
         let processors = match variable("WARREN_VM_PROCESSORS") {
-            None => 1,
+            None => 2,
             Some(text) => text
                 .parse()
                 .with_context(|| format!("WARREN_VM_PROCESSORS={text}: it is a number"))?,
