@@ -25,6 +25,7 @@
 //! `warren-agent`, and pods are attached by `warren-cni` with the configuration that the agent
 //! wrote, as a container runtime does it.
 
+mod marked;
 mod mesh;
 mod node;
 mod pod;
@@ -32,6 +33,7 @@ mod traffic;
 mod underlay;
 mod wall_clock;
 
+pub use marked::{marked_packets, send_marked, stream_marked};
 pub use mesh::{CLUSTER_V4, CLUSTER_V6, Mesh};
 pub use node::Node;
 pub use pod::MeshPod;

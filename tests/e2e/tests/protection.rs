@@ -5,47 +5,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use warren_e2e::{MARKER, Mesh, assert_check_can_fail, ping};
-use warren_lab::{ClearTextRules, Space, Tap, bin, poll_for, poll_until, require};
+use warren_e2e::{MARKER, Mesh, assert_check_can_fail, marked_packets, ping, send_marked};
+use warren_lab::{bin, poll_for, poll_until, require};
 
 /// Long enough for a slow, shared machine.
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Sends five marked datagrams that expect no answer.
-fn send_marked(from: &Space, to: &str, source: Option<&str>) -> Result<()> {
-    let target = std::net::SocketAddr::new(to.parse()?, 9).to_string();
-    let mut command = Command::new(bin("lab-tool")?);
-    command.args([
-        "udp-ping",
-        &target,
-        "--count",
-        "5",
-        "--interval-ms",
-        "5",
-        "--wait-ms",
-        "50",
-    ]);
-    command.args(["--marker", MARKER]);
-    if let Some(source) = source {
-        command.args([
-            "--from",
-            &std::net::SocketAddr::new(source.parse()?, 0).to_string(),
-        ]);
-    }
-    from.output(&mut command, LIMIT)?;
-    Ok(())
-}
-
-/// How many marked packets pass a place while `work` runs.
-fn marked_packets(mesh: &Mesh, tap: Tap, work: impl FnOnce() -> Result<()>) -> Result<u64> {
-    let rules = ClearTextRules {
-        marker: MARKER.into(),
-        ..ClearTextRules::default()
-    };
-    let capture = mesh.lab.capture(&[tap], rules)?;
-    work()?;
-    Ok(capture.stop().clear_text().frames)
-}
 
 #[test]
 fn a_pod_of_an_unknown_node_is_unreachable_and_not_in_clear() -> Result<()> {

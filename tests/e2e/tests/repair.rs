@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use warren_e2e::{MARKER, Mesh, MeshPod, Node, Probe, ping};
-use warren_lab::{ClearTextRules, Proc, Signal, Space, Tap, bin, patience, poll_until, require};
+use warren_e2e::{Mesh, MeshPod, Node, Probe, marked_packets, ping, send_marked, stream_marked};
+use warren_lab::{Proc, Signal, patience, poll_until, require};
 
 /// Long enough for a slow, shared machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -51,45 +51,6 @@ fn repaired_by_event(node: &Node, change: &str, check: &str) -> Result<Vec<Durat
     let last = took.last().context("no attempt")?;
     ensure!(*last < patience(BY_EVENT), "{change}: {took:?}");
     Ok(took)
-}
-
-/// How many marked packets pass a place while `work` runs.
-fn marked_packets(mesh: &Mesh, tap: Tap, work: impl FnOnce() -> Result<()>) -> Result<u64> {
-    let rules = ClearTextRules {
-        marker: MARKER.into(),
-        ..ClearTextRules::default()
-    };
-    let capture = mesh.lab.capture(&[tap], rules)?;
-    work()?;
-    Ok(capture.stop().clear_text().frames)
-}
-
-/// Sends twenty marked datagrams; nobody has to answer.
-fn send_marked(from: &Space, to: &str, source: Option<&str>) -> Result<()> {
-    let mut command = marked(to, source)?;
-    command.args(["--count", "20", "--interval-ms", "5", "--wait-ms", "50"]);
-    from.output(&mut command, LIMIT)?;
-    Ok(())
-}
-
-/// Sends marked datagrams until it is killed; nobody has to answer.
-fn stream(from: &Space, to: &str, source: Option<&str>, interval_ms: u32) -> Result<Proc> {
-    let mut command = marked(to, source)?;
-    command.args(["--count", "0", "--interval-ms", &interval_ms.to_string()]);
-    let stream = from.spawn(&mut command)?;
-    stream.wait_log("sending", LIMIT)?;
-    Ok(stream)
-}
-
-fn marked(to: &str, source: Option<&str>) -> Result<Command> {
-    let target = std::net::SocketAddr::new(to.parse()?, 9).to_string();
-    let mut command = Command::new(bin("lab-tool")?);
-    command.args(["udp-ping", &target, "--marker", MARKER]);
-    if let Some(source) = source {
-        let source = std::net::SocketAddr::new(source.parse()?, 0).to_string();
-        command.args(["--from", &source]);
-    }
-    Ok(command)
 }
 
 /// Processor time that a process has used.
@@ -271,7 +232,8 @@ fn clear_text_is_not_let_in_while_the_ruleset_is_flushed() -> Result<()> {
     let node = mesh.node(2);
     let mut open = Vec::new();
     let delivered = marked_packets(&mesh, node.host.tap(&veth), || {
-        let start = |(to, source): &(&String, &str)| stream(&mesh.router, to, Some(source), 1);
+        let start =
+            |(to, source): &(&String, &str)| stream_marked(&mesh.router, to, Some(source), 1);
         let streams: Vec<Proc> = injected.iter().map(start).collect::<Result<_>>()?;
         for _ in 0..5 {
             let check = "nft list table inet warren";
