@@ -165,7 +165,7 @@ ci: deps ## everything that must hold before a change lands; what it leaves behi
 # One after another: several of them need both cores. Tests that mostly wait come early, so that what later
 # steps need is made beside them.
 ci-steps:
-	tests/ci lint layers test doc deny test-cni demo test-image lint-deploy lint-vm test-apiserver test-cluster test-interop test-hostile "sim SECONDS=60 FIRST=1" "fuzz SECONDS=30"
+	tests/ci lint layers test doc deny test-cni demo test-image lint-deploy lint-vm test-apiserver test-cluster test-interop test-hostile "test-vm ONLY=pods_of_three" "test-kernel ONLY='kernel connectivity'" "test-selftest ONLY='keys roaming routing'" "sim SECONDS=60 FIRST=1" "fuzz SECONDS=30"
 
 clean: ## remove what was built
 	$(CARGO) clean
