@@ -8,9 +8,10 @@ say() { echo "$label: $*"; }
 done_already() { [ "$(cat "$cache/stamp/$1" 2>/dev/null)" = "$2" ]; }
 stamp() { echo "$2" >"$cache/stamp/$1"; }
 
+apt="$(dirname "${BASH_SOURCE[0]}")/../apt"
 updated=
 apt_update() {
-    [ -n "$updated" ] || [ "$(id -u)" -ne 0 ] || apt-get update -q >/dev/null
+    [ -n "$updated" ] || [ "$(id -u)" -ne 0 ] || "$apt" update -q >/dev/null
     updated=1
 }
 
@@ -23,7 +24,7 @@ package() {
     fi
     apt_update
     say "installing $2"
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$2" >/dev/null
+    DEBIAN_FRONTEND=noninteractive "$apt" install -y -q --no-install-recommends "$2" >/dev/null
 }
 
 # unpack PACKAGE DIR: the files of a Debian package without installing it.
