@@ -8,7 +8,7 @@ use warren_core::consts::annotation;
 
 use crate::cluster::{
     Change, Cluster, NODES, accepted, all_of_nodes, condition, create, denied, generated_name, get,
-    grant, node, remove_annotation, set_annotation, set_condition,
+    grant, node, remove_annotation, set_annotation, set_condition, wait_may_change_nodes,
 };
 
 const POLICY: &str = "warren-annotations";
@@ -52,6 +52,7 @@ fn only_agents_and_operators_write_our_annotations_and_nobody_else_is_disturbed(
             ("ada", &ada),
         ];
 
+        wait_may_change_nodes(&admin, "system:serviceaccount:kube-system:node-controller").await?;
         a_kubelet_is_not_disturbed(&kubelet, &admin).await?;
         controllers_are_not_disturbed(&controller, &admin).await?;
         for (user, client) in others {

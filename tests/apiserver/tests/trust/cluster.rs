@@ -1,6 +1,8 @@
 //! A control plane with two Nodes, and changes of Nodes that are tried in every form.
 
-use anyhow::{Context, Result, anyhow};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
 use kube::Client;
 use serde_json::{Value, json};
 use warren_apiserver::{
@@ -8,12 +10,15 @@ use warren_apiserver::{
     set_policies_in_force, skip_reason, token, write,
 };
 use warren_core::consts::annotation;
-use warren_lab::Lab;
+use warren_lab::{Lab, patience};
 
 /// The user that tokens of `warren-agent` speak for.
 pub(crate) const AGENT_USER: &str = "system:serviceaccount:warren-system:warren-agent";
 pub(crate) const NODES: &str = "/api/v1/nodes";
 pub(crate) const KEY: &str = "6iBM1ZdgaC3UbiRvTci4D5V2nxPvMTPz7pUvsmH4I2Y=";
+
+/// Long enough for a slow, shared machine.
+const RBAC_LIMIT: Duration = Duration::from_secs(60);
 
 /// A control plane with our manifests, node1 and node2; gone when dropped.
 pub(crate) struct Cluster {
@@ -146,7 +151,7 @@ pub(crate) fn accepted(outcome: Outcome) -> Result<Value> {
     outcome.map_err(|message| anyhow!("refused: {message}"))
 }
 
-/// Gives a user more than our RBAC does, so that it is the policies that deny.
+/// Gives a user more than our RBAC does, all of Nodes at least, so that it is the policies that deny.
 pub(crate) async fn grant(admin: &Client, name: &str, user: &str, rules: Value) -> Result<()> {
     let group = "/apis/rbac.authorization.k8s.io/v1";
     let role = json!({"metadata": {"name": name}, "rules": rules});
@@ -158,7 +163,24 @@ pub(crate) async fn grant(admin: &Client, name: &str, user: &str, rules: Value) 
     for (kind, object) in [("clusterroles", role), ("clusterrolebindings", binding)] {
         accepted(send(admin, "POST", &format!("{group}/{kind}"), Some(&object)).await?)?;
     }
-    Ok(())
+    wait_may_change_nodes(admin, user).await
+}
+
+/// Waits until the API server's RBAC lets a user change Nodes: it hears of roles and bindings by and by, of those that
+/// it made itself at its start too.
+pub(crate) async fn wait_may_change_nodes(admin: &Client, user: &str) -> Result<()> {
+    const REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+    let action = json!({"verb": "patch", "resource": "nodes"});
+    let review = json!({"spec": {"user": user, "resourceAttributes": action}});
+    let deadline = Instant::now() + patience(RBAC_LIMIT);
+    loop {
+        let answer = accepted(send(admin, "POST", REVIEWS, Some(&review)).await?)?;
+        if answer["status"]["allowed"] == true {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{user} may not: {answer}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Everything that can be done to Nodes.
