@@ -9,7 +9,8 @@ use warren_agent::status;
 use warren_core::consts::annotation;
 use warren_core::files::NodeFile;
 use warren_core::state::RouteTarget;
-use warren_core::{Change, NodeUid, RegistryEvent};
+use warren_core::{Change, NodeUid, NodeView, RegistryEvent};
+use warren_keyring::PublicKey;
 
 use crate::node::{Node, assert_tells, peer};
 
@@ -305,17 +306,23 @@ async fn changes_that_do_not_stay_end_and_are_told() {
     assert_tells(&snapshot, "does not stay as set");
 }
 
-#[tokio::test]
-async fn a_force_endpoint_of_this_node_decides_its_family() {
-    let mut node = Node::new();
-    let own_key = node.start_tunnel();
+/// The node itself with its key, to be reached by IPv6.
+fn own_by_ipv6(key: &PublicKey) -> NodeView {
     let (mut own, _) = peer(1);
     own.annotations
-        .insert(annotation::PUBLIC_KEY.into(), own_key.to_base64());
+        .insert(annotation::PUBLIC_KEY.into(), key.to_base64());
     own.annotations.insert(
         annotation::FORCE_ENDPOINT.into(),
         "[2001:db8::1]:51871".into(),
     );
+    own
+}
+
+#[tokio::test]
+async fn a_force_endpoint_of_this_node_decides_its_family() {
+    let mut node = Node::new();
+    let own_key = node.start_tunnel();
+    let own = own_by_ipv6(&own_key);
     node.event(RegistryEvent::Synced(vec![own, peer(2).0]));
     let snapshot = node.reconcile().await;
     let planned: Vec<_> = snapshot
@@ -334,13 +341,7 @@ async fn a_force_endpoint_of_this_node_decides_its_family() {
 async fn the_end_of_an_earlier_life_of_this_node_does_not_take_its_present_entry() {
     let mut node = Node::new();
     let own_key = node.start_tunnel();
-    let (mut own, _) = peer(1);
-    own.annotations
-        .insert(annotation::PUBLIC_KEY.into(), own_key.to_base64());
-    own.annotations.insert(
-        annotation::FORCE_ENDPOINT.into(),
-        "[2001:db8::1]:51871".into(),
-    );
+    let mut own = own_by_ipv6(&own_key);
     let ended = |uid: &NodeUid| RegistryEvent::Deleted {
         name: "node-1".into(),
         uid: uid.clone(),
